@@ -1,0 +1,1 @@
+"""The arithmetic both halves share. Kernels know tensors and integers, never models or schemes."""

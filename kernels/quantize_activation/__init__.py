@@ -1,0 +1,68 @@
+"""Activations to codes and back, exactly as the runtimes do it.
+
+Integers: scale = max|a| / 127, code = round-half-even(a × (127 / max|a|)) in −127…127, an all-zero range gives
+scale 0 and codes 0. Per token and block this is what ONNX Runtime's MatMulNBits computes at accuracy_level 4.
+FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+INT8_MAX = 127.0
+E4M3_MAX = 448.0
+
+
+def quantize_int8(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric INT8 per token, or per token and block of `group_size` along K.
+
+    Args:
+        x: [..., K] float32.
+        group_size: block width; None takes the whole row. A short last block is allowed.
+
+    Returns:
+        codes [..., G, group] (float32 holding integers; the last block padded with zeros) and scale [..., G, 1].
+    """
+    blocks = _blocks(x, group_size)
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
+    codes = torch.round(blocks * torch.where(amax > 0, INT8_MAX / amax, amax))
+    return codes, amax / INT8_MAX
+
+
+def fake_quantize_int8(x: Tensor, *, group_size: int | None = None) -> Tensor:
+    """`quantize_int8` and back: the float values [..., K] that the integer GEMM really multiplies."""
+    codes, scale = quantize_int8(x, group_size=group_size)
+    return (codes * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric INT8 with a stored per-tensor scale; values beyond ±127 × scale clip. [..., K] to [..., K]."""
+    return torch.clamp(torch.round(x / scale), -INT8_MAX, INT8_MAX) * scale
+
+
+def fake_quantize_fp8(x: Tensor) -> Tensor:
+    """Dynamic FP8 E4M3 per token, and back. [..., K] to [..., K]."""
+    amax = x.abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(amax > 0, amax / E4M3_MAX, torch.ones_like(amax))
+    return _cast_e4m3(x / scale) * scale
+
+
+def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:
+    """FP8 E4M3 with a stored per-tensor scale, and back. [..., K] to [..., K]."""
+    return _cast_e4m3(x / scale) * scale
+
+
+def _cast_e4m3(x: Tensor) -> Tensor:
+    return torch.clamp(x, -E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+
+
+def _blocks(x: Tensor, group_size: int | None) -> Tensor:
+    if group_size is None:
+        return x.unsqueeze(-2)
+    columns = x.shape[-1]
+    short = -columns % group_size
+    if short:
+        x = pad(x, (0, short))
+    return x.unflatten(-1, (-1, group_size))

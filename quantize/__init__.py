@@ -1,0 +1,1 @@
+"""The compiler: everything offline, from a model to artifacts on disk."""

@@ -1,0 +1,1 @@
+"""What passes between stages: the central data types and the folders they are stored in."""

@@ -1,0 +1,194 @@
+"""The quantized checkpoint: integer or FP8 codes with their scales, and everything that stayed in float.
+
+One canonical form on disk (docs/formats.md §checkpoint); kernel and graph layouts are made when it is loaded.
+Integer codes are unsigned, value = scale × (code − zero_point), with the zero point fixed at the middle code
+(8 or 128) when the weight is symmetric. 4-bit codes are packed two to a byte along K, low nibble first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qtool.errors import InputRefused
+from qtool.kernels.dequantize_weight import dequantize_weight
+from qtool.kernels.pack import pack_int4, unpack_int4
+from qtool.quantize.artifacts.granularity import group_size_of
+from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.scheme import LayerScheme
+from qtool.quantize.artifacts.store import open_artifact
+from qtool.quantize.artifacts.weights import FloatArray, WeightSource
+
+QUANTIZED_FILE = "quantized.safetensors"
+FLOAT_FILE = "float.safetensors"
+TORCH_DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensor:
+    """One linear's weight.
+
+    Attributes:
+        codes: [N, K]; uint8 for integer formats (0…15 or 0…255), float8_e4m3fn for FP8.
+        scale: [N, G] float32, finite and positive; G = ceil(K / group_size), or 1 per channel.
+        zero_point: [N, G] uint8 for asymmetric integer weights, else None.
+        input_scale: a float32 scalar for static per-tensor activations, else None.
+        scheme: what the codes mean and what is done to the layer's input.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    input_scale: Tensor | None
+    scheme: LayerScheme
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """The weight the codes stand for, [N, K] float32."""
+        fmt = self.scheme.weight.format
+        return dequantize_weight(
+            self.codes,
+            self.scale,
+            self.zero_point,
+            group_size=group_size_of(self.scheme.weight.granularity),
+            zero_code=fmt.zero_code if fmt.kind == "int" else 0,
+        )
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits on disk, scales and zero points counted."""
+        return 8 * sum(t.numel() * t.element_size() for t in self.to_tensors("w").values())
+
+    def to_tensors(self, module: str) -> dict[str, Tensor]:
+        """The canonical tensors, named `{module}.codes`, `.scale`, `.zero_point`, `.input_scale`."""
+        four_bit = self.scheme.weight.format.bits == 4
+        tensors = {f"{module}.codes": pack_int4(self.codes) if four_bit else self.codes, f"{module}.scale": self.scale}
+        if self.zero_point is not None:
+            tensors[f"{module}.zero_point"] = self.zero_point
+        if self.input_scale is not None:
+            tensors[f"{module}.input_scale"] = self.input_scale
+        return tensors
+
+
+def float_tensor(source: WeightSource, name: str) -> Tensor:
+    """A float tensor in the dtype that holds it exactly, as it is stored."""
+    return torch.from_numpy(source.read(name)).to(TORCH_DTYPES[source.stored_dtype(name)])
+
+
+def save_checkpoint(folder: Path, quantized: Mapping[str, QuantizedTensor], floats: Mapping[str, Tensor]) -> None:
+    """Write the two tensor files of a checkpoint into a staging folder; keys are module and tensor names."""
+    tensors = {k: v.contiguous() for name, q in quantized.items() for k, v in q.to_tensors(name).items()}
+    save_file(tensors, folder / QUANTIZED_FILE)
+    save_file({name: t.contiguous() for name, t in floats.items()}, folder / FLOAT_FILE)
+
+
+class QuantizedCheckpoint:
+    """A checkpoint opened for reading, every byte checked against its manifest. It is a WeightSource too:
+    `names` and `read` cover all tensors, quantized ones dequantized."""
+
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+        self.folder = folder
+        self.manifest: Manifest = open_artifact(folder, kind="checkpoint", verify=verify)
+        details = self.manifest.details
+        self.schemes: dict[str, LayerScheme] = {
+            name: LayerScheme.from_json(layer["scheme"]) for name, layer in details["quantized"].items()
+        }
+        self.shapes: dict[str, tuple[int, int]] = {
+            name: (int(layer["shape"][0]), int(layer["shape"][1])) for name, layer in details["quantized"].items()
+        }
+        self._floats: dict[str, str] = dict(details["float"])
+        self._check_names()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config.json."""
+        config: Mapping[str, Any] = self.manifest.details["config"]
+        return config
+
+    @property
+    def digest(self) -> str:
+        """The manifest's digest, which covers every byte."""
+        return self.manifest.digest
+
+    @property
+    def tied(self) -> bool:
+        """True when the head is the embedding; a quantized head's codes then serve both."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    def names(self) -> Sequence[str]:
+        """All tensor names of the float model, sorted."""
+        return sorted([*self._floats, *(self._float_name(m) for m in self.schemes)])
+
+    def stored_dtype(self, name: str) -> str:
+        """See WeightSource; quantized weights dequantize to F32."""
+        return self._floats.get(name, "F32")
+
+    def read(self, name: str) -> FloatArray:
+        """See WeightSource."""
+        if name in self._floats:
+            with safe_open(self.folder / FLOAT_FILE, framework="pt") as file:
+                array: FloatArray = file.get_tensor(name).to(torch.float32).numpy()
+            return array
+        module = next(m for m in self.schemes if self._float_name(m) == name)
+        return np.ascontiguousarray(self.quantized(module).dequantize().numpy())
+
+    def quantized(self, module: str) -> QuantizedTensor:
+        """One quantized linear by module name, for example "model.layers.3.mlp.down_proj" or "lm_head".
+
+        Raises:
+            InputRefused: for shapes that do not match the manifest, or scales that are not finite and positive.
+        """
+        scheme, (n, k) = self.schemes[module], self.shapes[module]
+        with safe_open(self.folder / QUANTIZED_FILE, framework="pt") as file:
+            names = set(file.keys())
+            parts = {
+                part: file.get_tensor(f"{module}.{part}") if f"{module}.{part}" in names else None
+                for part in ("codes", "scale", "zero_point", "input_scale")
+            }
+        codes, scale = parts["codes"], parts["scale"]
+        assert codes is not None and scale is not None
+        if scheme.weight.format.bits == 4:
+            codes = unpack_int4(codes, columns=k)
+        group = group_size_of(scheme.weight.granularity) or k
+        if tuple(codes.shape) != (n, k) or tuple(scale.shape) != (n, -(-k // group)):
+            raise InputRefused(f"{self.folder}: {module}", "shapes do not match the manifest", "quantize again")
+        if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
+            raise InputRefused(f"{self.folder}: {module}.scale", "is not finite and positive", "quantize again")
+        return QuantizedTensor(
+            codes=codes,
+            scale=scale,
+            zero_point=parts["zero_point"],
+            input_scale=parts["input_scale"],
+            scheme=scheme,
+        )
+
+    def _float_name(self, module: str) -> str:
+        tied_head = module == "lm_head" and self.tied
+        return "model.embed_tokens.weight" if tied_head else f"{module}.weight"
+
+    def _check_names(self) -> None:
+        with safe_open(self.folder / QUANTIZED_FILE, framework="pt") as file:
+            present = set(file.keys())
+        wanted = set()
+        for module, scheme in self.schemes.items():
+            wanted |= {f"{module}.codes", f"{module}.scale"}
+            if not scheme.weight.symmetric:
+                wanted.add(f"{module}.zero_point")
+            if scheme.input is not None and not scheme.input.dynamic:
+                wanted.add(f"{module}.input_scale")
+        with safe_open(self.folder / FLOAT_FILE, framework="pt") as file:
+            floats = set(file.keys())
+        for missing in sorted(wanted ^ present) + sorted(set(self._floats) ^ floats):
+            raise InputRefused(f"{self.folder}: {missing}", "is missing or extra", "quantize again")

@@ -1,0 +1,168 @@
+"""A transformers network built on the meta device and filled with checked weights, never with random numbers.
+
+The network can be filled whole (`load_network`) or one block at a time (`NetworkShell`), so that a stage holds
+one decoder block in memory however large the model is. transformers supplies the modelling code; nothing of the
+model's own files is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from qtool.errors import InputRefused
+from qtool.quantize.artifacts.weights import WeightSource
+
+EMBEDDING = "model.embed_tokens"
+HEAD = "lm_head"
+FINAL_NORM = "model.norm"
+
+
+def build_on_meta(source: WeightSource) -> PreTrainedModel:
+    """The network of this config on the meta device, in eval mode, float32, its rotary tables real."""
+    values = {k: v for k, v in source.config.items() if k not in ("torch_dtype", "dtype", "transformers_version")}
+    config = AutoConfig.for_model(**values)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    network.eval().requires_grad_(False)
+    network.config.use_cache = False
+    _recompute_buffers(network)
+    return network
+
+
+def load_network(source: WeightSource, *, skip: frozenset[str] = frozenset()) -> PreTrainedModel:
+    """The whole float32 network.
+
+    Args:
+        source: every tensor the network wants, and no other.
+        skip: tensor names left on the meta device because the caller replaces their module.
+
+    Raises:
+        InputRefused: when the source and the network disagree on a name or a shape.
+    """
+    network = build_on_meta(source)
+    _check_names(network, source)
+    for name in _parameter_names(network):
+        if name not in skip:
+            fill(network, name, source)
+    return network
+
+
+class NetworkShell:
+    """A network whose blocks are filled only while they are used.
+
+    Attributes:
+        network: the network; the embedding, final norm and head are filled, the blocks are on the meta device.
+        blocks: the decoder blocks, in order.
+    """
+
+    def __init__(self, source: WeightSource) -> None:
+        self.source = source
+        self.network = build_on_meta(source)
+        _check_names(self.network, source)
+        self.blocks: nn.ModuleList = self.network.model.layers
+        self._names = _parameter_names(self.network)
+        for name in self._names:
+            if not name.startswith("model.layers."):
+                fill(self.network, name, source)
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index` with its weights, for the duration of the `with`."""
+        prefix = f"model.layers.{index}."
+        names = [name for name in self._names if name.startswith(prefix)]
+        for name in names:
+            fill(self.network, name, self.source)
+        try:
+            yield self.blocks[index]
+        finally:
+            self.blocks[index].to("meta")
+
+    def block_inputs(self, tokens: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """What the network hands its first block for tokens [B, T]: hidden states [B, T, d] and keyword arguments
+        (rotary embeddings, mask) that are the same for every block."""
+        caught: list[tuple[Tensor, dict[str, Any]]] = []
+
+        class _Stop(Exception):
+            pass
+
+        class _Catcher(nn.Module):
+            def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+                caught.append((hidden, kwargs))
+                raise _Stop
+
+        blocks = self.network.model.layers
+        self.network.model.layers = nn.ModuleList([_Catcher(), *list(blocks)[1:]])
+        try:
+            self.network.model(input_ids=tokens, use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            self.network.model.layers = blocks
+        return caught[0]
+
+
+def run_block(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """One decoder block on hidden states [B, T, d], with the keyword arguments of `block_inputs`."""
+    out = block(hidden, **kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def fill(network: nn.Module, name: str, source: WeightSource) -> None:
+    """Put one checked tensor in the place of a meta parameter.
+
+    Raises:
+        InputRefused: when the shapes differ.
+    """
+    module, leaf = parent_of(network, name)
+    wanted = tuple(getattr(module, leaf).shape)
+    value = torch.from_numpy(source.read(name))
+    if tuple(value.shape) != wanted:
+        raise InputRefused(name, f"has shape {tuple(value.shape)}, the config asks for {wanted}", "check the model")
+    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    if name == f"{EMBEDDING}.weight" and network.config.tie_word_embeddings:
+        network.lm_head._parameters["weight"] = module._parameters[leaf]
+
+
+def parent_of(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a dotted name, and the last part of the name."""
+    path, _, leaf = name.rpartition(".")
+    return network.get_submodule(path), leaf
+
+
+def replace_module(network: nn.Module, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Replace the module of this name by what `make` returns for it."""
+    module, leaf = parent_of(network, name)
+    setattr(module, leaf, make(getattr(module, leaf)))
+
+
+def _parameter_names(network: PreTrainedModel) -> list[str]:
+    names = sorted(name for name, _ in network.named_parameters(remove_duplicate=False))
+    if network.config.tie_word_embeddings:
+        names.remove(f"{HEAD}.weight")
+    return names
+
+
+def _check_names(network: PreTrainedModel, source: WeightSource) -> None:
+    wanted, given = set(_parameter_names(network)), set(source.names())
+    if wanted != given:
+        name = sorted(wanted ^ given)[0]
+        problem = "is missing from the checkpoint" if name in wanted else "is not part of this architecture"
+        raise InputRefused(name, f"{problem} ({len(wanted ^ given)} such tensors)", "check the model's config.json")
+
+
+def _recompute_buffers(network: nn.Module) -> None:
+    """Build modules whose buffers are computed from the config, not stored (rotary tables), off the meta device."""
+    for name, module in list(network.named_modules()):
+        if not any(buffer.is_meta for buffer in module._buffers.values() if buffer is not None):
+            continue
+        replace_module(network, name, lambda old: type(old)(config=network.config))
+    left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if left:
+        raise InputRefused(left[0], "is a buffer that qtool cannot rebuild from the config", "report this model type")

@@ -1,0 +1,201 @@
+"""The recipe: which linear gets which scheme and quantizer, as ordered rules.
+
+The last rule that matches a module's name wins; `ignore` wins over every rule. Patterns are exact module names,
+`*`-wildcards, or regular expressions behind the prefix `re:` (matched against the whole name).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from qtool.errors import UsageError, nearest
+from qtool.quantize.artifacts.scheme import PRESETS, LayerScheme, layer_scheme
+
+RECIPE_VERSION = 1
+QUANTIZERS = ("rtn", "gptq")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class QuantizerOptions(_Strict):
+    """Knobs of the quantizers; each has a measured default.
+
+    Attributes:
+        mse_clip: search the clipping range that minimises the weight's squared error (RTN and GPTQ grids).
+        act_order: GPTQ visits columns by falling Hessian diagonal; groups stay contiguous (static grids).
+        damp: GPTQ adds damp × mean(diag H) to the diagonal; escalated, and recorded, when Cholesky fails.
+        block_size: GPTQ columns per lazy update.
+    """
+
+    mse_clip: bool = True
+    act_order: bool = True
+    damp: float = Field(default=0.01, gt=0, lt=1)
+    block_size: int = Field(default=128, ge=1, le=4096)
+
+
+class Rule(_Strict):
+    """One rule: the modules it matches and what they get."""
+
+    match: str | tuple[str, ...]
+    scheme: str
+    group_size: int | Literal["channel"] | None = None
+    symmetric: bool = True
+    activation: str | None = None
+    quantizer: str = "gptq"
+    options: QuantizerOptions = QuantizerOptions()
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The rule's patterns as a tuple."""
+        return (self.match,) if isinstance(self.match, str) else self.match
+
+    def layer_scheme(self) -> LayerScheme:
+        """The scheme this rule names, filled in; raises UsageError where the combination is not computable."""
+        return layer_scheme(
+            self.scheme, group_size=self.group_size, symmetric=self.symmetric, activation=self.activation
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What the recipe decided for one linear: a scheme with a quantizer, or the reason it stays in float."""
+
+    module: str
+    scheme: LayerScheme | None
+    quantizer: str = "rtn"
+    options: QuantizerOptions = QuantizerOptions()
+    reason: str = ""
+
+
+class Recipe(_Strict):
+    """The whole recipe, validated. `Recipe.from_data` is the one way in."""
+
+    version: Literal[1] = 1
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    ignore: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = Field(min_length=1)
+
+    @field_validator("ignore", "rules", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @staticmethod
+    def from_data(data: object, *, name: str = "recipe") -> Recipe:
+        """Validate plain data (parsed YAML or built in code).
+
+        Raises:
+            UsageError: naming the field; an unknown key is answered with the nearest known one.
+        """
+        if not isinstance(data, dict):
+            raise UsageError(name, "is not a mapping", "see docs/formats.md for an example")
+        if isinstance(data.get("version"), int) and data["version"] > RECIPE_VERSION:
+            raise UsageError(f"{name}: version {data['version']}", "made for a newer qtool", "upgrade qtool")
+        try:
+            recipe = Recipe.model_validate(data)
+        except ValidationError as error:
+            raise _usage_error(name, error) from None
+        for rule in recipe.rules:
+            if rule.quantizer not in QUANTIZERS:
+                raise UsageError(f"{name}: quantizer {rule.quantizer!r}", "unknown", nearest(rule.quantizer, QUANTIZERS))
+            rule.layer_scheme()
+            for pattern in rule.patterns:
+                compile_pattern(pattern)
+        for pattern in recipe.ignore:
+            compile_pattern(pattern)
+        return recipe
+
+    @staticmethod
+    def preset(
+        scheme: str, *, quantizer: str = "gptq", ignore: Iterable[str] = (), seed: int = 0, **rule: Any
+    ) -> Recipe:
+        """The one-rule recipe behind `--scheme`; keyword arguments are fields of Rule."""
+        return Recipe.from_data(
+            {
+                "seed": seed,
+                "ignore": list(ignore),
+                "rules": [{"match": "*", "scheme": scheme, "quantizer": quantizer, **rule}],
+            }
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data that `from_data` reads back equal."""
+        data: dict[str, Any] = json.loads(self.model_dump_json())
+        return data
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the normalised recipe."""
+        return hashlib.sha256(json.dumps(self.to_data(), sort_keys=True).encode()).hexdigest()
+
+    def assign(self, modules: Iterable[str]) -> dict[str, Assignment]:
+        """Decide for every linear, in the order given.
+
+        Raises:
+            UsageError: when a pattern matches nothing, or when nothing at all would be quantized.
+        """
+        names = list(modules)
+        used: set[str] = set()
+        decided = {name: self._decide(name, used) for name in names}
+        patterns = [*self.ignore, *(p for rule in self.rules for p in rule.patterns)]
+        idle = [p for p in patterns if p not in used and not any(compile_pattern(p)(n) for n in names)]
+        if idle:
+            raise UsageError(f"recipe pattern {idle[0]!r}", "matches no linear of this model", nearest(idle[0], names))
+        if all(a.scheme is None for a in decided.values()):
+            raise UsageError("recipe", "quantizes no linear of this model", "widen a rule's match or shorten ignore")
+        return decided
+
+    def _decide(self, name: str, used: set[str]) -> Assignment:
+        for pattern in self.ignore:
+            if compile_pattern(pattern)(name):
+                used.add(pattern)
+                return Assignment(module=name, scheme=None, reason=f"ignored by {pattern!r}")
+        for rule in reversed(self.rules):
+            hits = [p for p in rule.patterns if compile_pattern(p)(name)]
+            if hits:
+                used.update(hits)
+                return Assignment(
+                    module=name, scheme=rule.layer_scheme(), quantizer=rule.quantizer, options=rule.options
+                )
+        return Assignment(module=name, scheme=None, reason="no rule matches")
+
+
+def compile_pattern(pattern: str) -> Any:
+    """A predicate for module names; raises UsageError for a broken regular expression."""
+    if not pattern.startswith("re:"):
+        return lambda name: fnmatch.fnmatchcase(name, pattern)
+    try:
+        return re.compile(pattern[3:]).fullmatch
+    except re.error as error:
+        raise UsageError(f"recipe pattern {pattern!r}", f"not a regular expression ({error})", "fix it") from None
+
+
+_MODELS: Mapping[str, type[BaseModel]] = {"rules": Rule, "options": QuantizerOptions}
+
+
+def _usage_error(name: str, error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parents = [str(part) for part in first["loc"][:-1] if not isinstance(part, int)]
+        model = _MODELS[parents[-1]] if parents else Recipe
+        return UsageError(f"{name}: {where}", "unknown key", nearest(str(first["loc"][-1]), model.model_fields))
+    if first["type"] == "missing":
+        return UsageError(f"{name}: {where}", "missing", "add it")
+    remedy = nearest(str(first["input"]), PRESETS) if where.endswith("scheme") else "see docs/formats.md"
+    return UsageError(f"{name}: {where} = {first['input']!r}", first["msg"], remedy)
