@@ -20,5 +20,4 @@ for room in ROOMS:
 setup(
     packages=find_packages("src"),
     package_dir={"": "src"},
-    entry_points={"console_scripts": ["qtool = qtool.cli.main:main"]},
 )

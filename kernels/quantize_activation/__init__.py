@@ -65,4 +65,4 @@ def _blocks(x: Tensor, group_size: int | None) -> Tensor:
     short = -columns % group_size
     if short:
         x = pad(x, (0, short))
-    return x.unflatten(-1, (-1, group_size))
+    return x.reshape(*x.shape[:-1], -1, group_size)

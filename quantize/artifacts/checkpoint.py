@@ -27,8 +27,7 @@ from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 
-QUANTIZED_FILE = "quantized.safetensors"
-FLOAT_FILE = "float.safetensors"
+SHARD = "tensors-{:05d}.safetensors"
 TORCH_DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -87,11 +86,32 @@ def float_tensor(source: WeightSource, name: str) -> Tensor:
     return torch.from_numpy(source.read(name)).to(TORCH_DTYPES[source.stored_dtype(name)])
 
 
-def save_checkpoint(folder: Path, quantized: Mapping[str, QuantizedTensor], floats: Mapping[str, Tensor]) -> None:
-    """Write the two tensor files of a checkpoint into a staging folder; keys are module and tensor names."""
-    tensors = {k: v.contiguous() for name, q in quantized.items() for k, v in q.to_tensors(name).items()}
-    save_file(tensors, folder / QUANTIZED_FILE)
-    save_file({name: t.contiguous() for name, t in floats.items()}, folder / FLOAT_FILE)
+class CheckpointWriter:
+    """Writes a checkpoint's tensors into a staging folder, one numbered shard per call, so that a stage holds one
+    decoder block at a time. `details` is what the manifest needs to know of them."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._config = dict(config)
+        self._shards = 0
+        self._quantized: dict[str, dict[str, Any]] = {}
+        self._floats: dict[str, str] = {}
+
+    def add(self, quantized: Mapping[str, QuantizedTensor], floats: Mapping[str, Tensor]) -> None:
+        """Write one shard. Keys are module names (quantized) and tensor names (floats, in their stored dtype)."""
+        tensors = {name: t.contiguous() for name, t in floats.items()}
+        for module, weight in quantized.items():
+            tensors |= {key: t.contiguous() for key, t in weight.to_tensors(module).items()}
+            self._quantized[module] = {"scheme": weight.scheme.to_json(), "shape": list(weight.shape)}
+        names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+        self._floats |= {name: names[t.dtype] for name, t in floats.items()}
+        save_file(tensors, self._folder / SHARD.format(self._shards))
+        self._shards += 1
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The manifest's details: config, quantized modules with scheme and shape, float tensors with dtype."""
+        return {"config": self._config, "quantized": self._quantized, "float": self._floats}
 
 
 class QuantizedCheckpoint:
@@ -109,6 +129,7 @@ class QuantizedCheckpoint:
             name: (int(layer["shape"][0]), int(layer["shape"][1])) for name, layer in details["quantized"].items()
         }
         self._floats: dict[str, str] = dict(details["float"])
+        self._files: dict[str, Path] = self._index()
         self._check_names()
 
     @property
@@ -138,8 +159,7 @@ class QuantizedCheckpoint:
     def read(self, name: str) -> FloatArray:
         """See WeightSource."""
         if name in self._floats:
-            with safe_open(self.folder / FLOAT_FILE, framework="pt") as file:
-                array: FloatArray = file.get_tensor(name).to(torch.float32).numpy()
+            array: FloatArray = self._tensor(name).to(torch.float32).numpy()
             return array
         module = next(m for m in self.schemes if self._float_name(m) == name)
         return np.ascontiguousarray(self.quantized(module).dequantize().numpy())
@@ -151,14 +171,7 @@ class QuantizedCheckpoint:
             InputRefused: for shapes that do not match the manifest, or scales that are not finite and positive.
         """
         scheme, (n, k) = self.schemes[module], self.shapes[module]
-        with safe_open(self.folder / QUANTIZED_FILE, framework="pt") as file:
-            names = set(file.keys())
-            parts = {
-                part: file.get_tensor(f"{module}.{part}") if f"{module}.{part}" in names else None
-                for part in ("codes", "scale", "zero_point", "input_scale")
-            }
-        codes, scale = parts["codes"], parts["scale"]
-        assert codes is not None and scale is not None
+        codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale")
         if scheme.weight.format.bits == 4:
             codes = unpack_int4(codes, columns=k)
         group = group_size_of(scheme.weight.granularity) or k
@@ -169,8 +182,8 @@ class QuantizedCheckpoint:
         return QuantizedTensor(
             codes=codes,
             scale=scale,
-            zero_point=parts["zero_point"],
-            input_scale=parts["input_scale"],
+            zero_point=self._optional(f"{module}.zero_point"),
+            input_scale=self._optional(f"{module}.input_scale"),
             scheme=scheme,
         )
 
@@ -178,17 +191,28 @@ class QuantizedCheckpoint:
         tied_head = module == "lm_head" and self.tied
         return "model.embed_tokens.weight" if tied_head else f"{module}.weight"
 
+    def _tensor(self, name: str) -> Tensor:
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def _optional(self, name: str) -> Tensor | None:
+        return self._tensor(name) if name in self._files else None
+
+    def _index(self) -> dict[str, Path]:
+        index: dict[str, Path] = {}
+        for path in sorted(self.folder.glob(SHARD.replace("{:05d}", "*"))):
+            with safe_open(path, framework="pt") as file:
+                index |= dict.fromkeys(file.keys(), path)
+        return index
+
     def _check_names(self) -> None:
-        with safe_open(self.folder / QUANTIZED_FILE, framework="pt") as file:
-            present = set(file.keys())
-        wanted = set()
+        wanted = set(self._floats)
         for module, scheme in self.schemes.items():
             wanted |= {f"{module}.codes", f"{module}.scale"}
             if not scheme.weight.symmetric:
                 wanted.add(f"{module}.zero_point")
             if scheme.input is not None and not scheme.input.dynamic:
                 wanted.add(f"{module}.input_scale")
-        with safe_open(self.folder / FLOAT_FILE, framework="pt") as file:
-            floats = set(file.keys())
-        for missing in sorted(wanted ^ present) + sorted(set(self._floats) ^ floats):
-            raise InputRefused(f"{self.folder}: {missing}", "is missing or extra", "quantize again")
+        for name in sorted(wanted ^ set(self._files)):
+            raise InputRefused(f"{self.folder}: {name}", "is missing or extra", "quantize again")

@@ -114,7 +114,7 @@ def run_block(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tenso
     return out[0] if isinstance(out, tuple) else out
 
 
-def fill(network: nn.Module, name: str, source: WeightSource) -> None:
+def fill(network: PreTrainedModel, name: str, source: WeightSource) -> None:
     """Put one checked tensor in the place of a meta parameter.
 
     Raises:
