@@ -1,0 +1,39 @@
+# Everything sets itself up: a fresh machine needs Python 3.11 with venv and pip, and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Without this the repository root is on sys.path and our kernels/ hides the package of that name.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint bench clean
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: *##/\t/; s/: .*##/\t/' | expand -t 12
+
+demo: $(READY)   ## the whole line on a real model, about ten minutes
+	$(BIN)/python bench/demo.py
+
+test: $(READY) lint ## lints, types, import rules and all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)   ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## our package beside the onnxruntime-genai builder's int4, interleaved
+	$(BIN)/python bench/speed/cpu.py
+
+clean:           ## remove what the targets above made
+	rm -rf $(VENV) .demo
+
+# torch comes first and alone: with it installed, nothing else pulls in a build for another device.
+$(READY): constraints.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,genai]'
+	@touch $(READY)

@@ -1,0 +1,107 @@
+"""qtool inspect: what is this artifact, what was it made from, what is in it?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtool.cli import options
+
+if TYPE_CHECKING:
+    from qtool.quantize.artifacts.manifest import Manifest
+
+EPILOG = """\b
+Examples:
+  qtool inspect stats
+  qtool inspect checkpoint
+  qtool inspect package --json
+  qtool inspect report.json
+"""
+
+
+@click.command("inspect", epilog=EPILOG)
+@click.argument("artifact", type=options.PATH)
+@options.as_json
+def command(artifact: Path, as_json: bool) -> None:
+    """Explain ARTIFACT (statistics, checkpoint, package, or an evaluation report): kind, origin, contents.
+
+    Reads the manifest and the file list only; `qtool verify` re-checks the bytes.
+    """
+    if artifact.is_file():
+        _inspect_report(artifact, as_json)
+        return
+    from qtool.quantize.artifacts.store import open_artifact
+
+    manifest = open_artifact(artifact, verify=False)
+    if as_json:
+        click.echo(json.dumps({"digest": manifest.digest, **json.loads(manifest.to_bytes())}, indent=2))
+        return
+    _print_origin(artifact, manifest)
+    PRINTERS[manifest.kind](artifact, manifest)
+
+
+def _inspect_report(path: Path, as_json: bool) -> None:
+    from qtool.cli.report import print_evaluation
+    from qtool.cli.score import summary
+    from qtool.runtime.report import EvaluationReport
+
+    data = summary(EvaluationReport.load(path))
+    if as_json:
+        click.echo(json.dumps({"kind": "evaluation", **data}, indent=2))
+    else:
+        print_evaluation(data, None)
+
+
+def _print_origin(path: Path, manifest: Manifest) -> None:
+    from qtool.cli.progress import table
+
+    size = sum(record.size_bytes for record in manifest.files.values())
+    rows: list[list[Any]] = [
+        ["kind", manifest.kind],
+        ["sha256", manifest.digest],
+        ["qtool", manifest.qtool_version],
+        ["format version", manifest.schema_version],
+        ["files", f"{len(manifest.files)}, {size / 1e6:.1f} MB"],
+        *([f"made from {parent.kind}", parent.digest] for parent in manifest.parents),
+    ]
+    if manifest.seed is not None:
+        rows.append(["seed", manifest.seed])
+    table(str(path), ["", "value"], rows)
+
+
+def _print_statistics(path: Path, _manifest: Manifest) -> None:
+    from qtool.cli.report import print_statistics
+    from qtool.quantize.artifacts.statistics import Statistics
+
+    print_statistics(Statistics.load(path))
+
+
+def _print_checkpoint(_path: Path, manifest: Manifest) -> None:
+    from qtool.cli.report import print_quantization
+
+    print_quantization(manifest.details["report"])
+
+
+def _print_package(path: Path, manifest: Manifest) -> None:
+    from qtool.cli.progress import table
+    from qtool.cli.report import print_stored_verification
+
+    details = manifest.details
+    ops: dict[str, int] = {}
+    for node in details["nodes"].values():
+        label = f"{node['op']} {node['bits']} bits, block {node['block_size']}"
+        ops[label] = ops.get(label, 0) + 1
+    rows: list[list[Any]] = [[label, count] for label, count in sorted(ops.items())]
+    table(f"target {details['target']}, {details['bits_per_weight']:.3f} bits per weight", ["lowered nodes", "count"], rows)
+    print_stored_verification(path / "verification.json")
+
+
+PRINTERS: dict[str, Callable[[Path, "Manifest"], None]] = {
+    "statistics": _print_statistics,
+    "checkpoint": _print_checkpoint,
+    "package": _print_package,
+}

@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+output = click.option("-o", "--output", type=PATH, required=True, help="Where to write; must not exist.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=_cores,
+    show_default="all cores",
+    help="CPU threads; the same number gives the same bytes.",
+)
+
+
+def corpus(*, sequences: int, purpose: str) -> Callable[[F], F]:
+    """--text, --dataset, --sequences and --length: the tokens that calibrate or score."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(
+            (
+                click.option("--text", type=PATH, help=f"A UTF-8 text file to {purpose} on."),
+                click.option("--dataset", metavar="OWNER/NAME", help=f"A hub data set to {purpose} on."),
+                click.option(
+                    "--sequences",
+                    type=click.IntRange(1, 1_000_000),
+                    default=sequences,
+                    show_default=True,
+                    help="How many sequences of the text.",
+                ),
+                click.option(
+                    "--length",
+                    type=click.IntRange(8, 1_048_576),
+                    default=512,
+                    show_default=True,
+                    help="Tokens in a sequence.",
+                ),
+            )
+        ):
+            function = option(function)
+        return function
+
+    return decorate

@@ -1,0 +1,172 @@
+"""qtool quantize: a model and a recipe to a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtool.cli import options
+from qtool.errors import InputRefused, UsageError
+
+if TYPE_CHECKING:
+    from qtool.quantize.artifacts.recipe import Recipe
+    from qtool.quantize.artifacts.statistics import Statistics
+    from qtool.quantize.inputs import SourceModel
+    from qtool.quantize.quantizers import QuantizationReport
+
+EPILOG = """\b
+Examples:
+  qtool quantize ./model -o checkpoint --scheme W4A8
+  qtool quantize ./model -o checkpoint --scheme W4A16 --group-size 128 --quantizer rtn
+  qtool quantize ./model -o checkpoint --scheme W8A8 --activation per_tensor --statistics stats
+  qtool quantize owner/name -o checkpoint --recipe recipe.yaml --text calibration.txt
+"""
+
+
+@click.command("quantize", epilog=EPILOG)
+@click.argument("model")
+@options.output
+@click.option("--recipe", type=options.PATH, help="A recipe file (YAML); instead of --scheme and what goes with it.")
+@click.option("--scheme", help="W4A16, W4A8, W8A8 or FP8_DYNAMIC.")
+@click.option("--group-size", help="32, 64, 128 or channel: weights that share a scale.")
+@click.option("--asymmetric", is_flag=True, help="Weights with zero points.")
+@click.option("--activation", help="per_token, per_token_group (what ONNX Runtime's CPU kernel computes) or per_tensor.")
+@click.option("--quantizer", help="gptq (default) or rtn.")
+@click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a module name, * wildcards, or re:REGEX.")
+@click.option("--seed", type=click.IntRange(0), help="Recorded in the recipe.")
+@click.option("--statistics", "statistics_path", type=options.PATH, help="From `qtool measure`; per_tensor needs it.")
+@options.corpus(sequences=64, purpose="calibrate")
+@options.threads
+@options.as_json
+def command(
+    model: str,
+    output: Path,
+    recipe: Path | None,
+    statistics_path: Path | None,
+    text: Path | None,
+    dataset: str | None,
+    sequences: int,
+    length: int,
+    threads: int,
+    as_json: bool,
+    **preset: Any,
+) -> None:
+    """Quantize MODEL by a scheme or a recipe into a checkpoint.
+
+    The scheme says exactly what the target will execute; it is what is calibrated, scored and exported.
+    """
+    rules = _recipe(recipe, preset)
+    from qtool.cli.corpus import load_tokens
+    from qtool.cli.progress import notes, progress
+    from qtool.quantize.architectures import architecture_of, linear_names
+    from qtool.quantize.artifacts.store import check_output, stage
+    from qtool.quantize.inputs import open_model
+
+    check_output(output)
+    source = open_model(model)
+    assignments = rules.assign(linear_names(source.config))
+    notes(source.notes)
+    tokens = None
+    if any(a.scheme is not None and a.quantizer == "gptq" for a in assignments.values()):
+        tokens = load_tokens(
+            "calibration", source.tokenizer_files, text=text, dataset=dataset, sequences=sequences, length=length
+        )
+
+    import torch
+
+    from qtool.quantize.artifacts.checkpoint import CheckpointWriter
+    from qtool.quantize.artifacts.manifest import Manifest, Parent
+    from qtool.quantize.quantizers import quantize_model
+
+    torch.set_num_threads(threads)
+    statistics = _statistics(statistics_path, source)
+    with stage(output, estimate_bytes=source.float_bytes) as staging:
+        writer = CheckpointWriter(staging.path, source.config)
+        with progress("quantize") as report_progress:
+            report = quantize_model(
+                source,
+                assignments=assignments,
+                groups=architecture_of(source.config).linear_groups,
+                tokens=None if tokens is None else tokens.ids,
+                statistics=statistics,
+                writer=writer,
+                progress=report_progress,
+            )
+        _write_companions(staging.path, rules, source)
+        parents = [Parent(kind="model", digest=source.digest)]
+        if tokens is not None:
+            parents.append(Parent(kind="text", digest=tokens.text_sha256))
+        if statistics is not None:
+            parents.append(Parent(kind="statistics", digest=statistics.digest))
+        manifest = staging.commit(
+            Manifest(
+                kind="checkpoint",
+                seed=rules.seed,
+                recipe=rules.to_data(),
+                parents=tuple(parents),
+                details={
+                    **writer.details,
+                    "report": report.to_json(),
+                    "threads": threads,
+                    "calibration_windows": list(tokens.windows) if tokens is not None else [],
+                    "calibration_tokens": list(tokens.ids.shape) if tokens is not None else [0, 0],
+                },
+            )
+        )
+    _print(output, report, manifest.digest, as_json)
+
+
+def _recipe(path: Path | None, preset: dict[str, Any]) -> Recipe:
+    from qtool.quantize.artifacts.recipe import Recipe
+
+    given = {name: value for name, value in preset.items() if value not in (None, False, ())}
+    if path is not None:
+        if given:
+            option = "--" + next(iter(given)).replace("_", "-")
+            raise UsageError(f"--recipe and {option}", "are alternatives", f"move {option} into the recipe")
+        from qtool.quantize.inputs import read_recipe
+
+        return read_recipe(path)
+    if "scheme" not in given:
+        raise UsageError("--scheme or --recipe", "missing", "for example --scheme W4A8")
+    if (size := given.pop("group_size", None)) is not None:
+        given["group_size"] = int(size) if size.isdigit() else size
+    given["symmetric"] = not given.pop("asymmetric", False)
+    return Recipe.preset(given.pop("scheme"), **given)
+
+
+def _statistics(path: Path | None, source: SourceModel) -> Statistics | None:
+    if path is None:
+        return None
+    from qtool.quantize.artifacts.statistics import Statistics
+
+    statistics = Statistics.load(path)
+    if statistics.model_digest != source.digest:
+        raise InputRefused(path, "was measured on another model", "run qtool measure on this model")
+    return statistics
+
+
+def _write_companions(folder: Path, recipe: Recipe, source: SourceModel) -> None:
+    import yaml
+
+    from qtool.quantize.artifacts.store import write_file
+
+    write_file(folder / "recipe.yaml", yaml.safe_dump(recipe.to_data(), sort_keys=False).encode())
+    (folder / "tokenizer").mkdir()
+    for name, data in source.tokenizer_files.items():
+        write_file(folder / "tokenizer" / name, data)
+
+
+def _print(output: Path, report: QuantizationReport, digest: str, as_json: bool) -> None:
+    from qtool.cli.progress import out
+    from qtool.cli.report import print_quantization
+
+    data = report.to_json()
+    if as_json:
+        click.echo(json.dumps({"output": str(output), "digest": digest, **data}, indent=2))
+        return
+    print_quantization(data)
+    out.print(f"wrote {output}  sha256 {digest[:16]}", markup=False)

@@ -1,0 +1,74 @@
+"""Scoring as `evaluate` and `check` share it: open, tokenize, run, and describe in a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtool.cli.corpus import load_tokens
+from qtool.cli.progress import progress
+from qtool.cli.subject import open_subject
+
+if TYPE_CHECKING:
+    from qtool.runtime.report import EvaluationReport
+
+
+def score(
+    subject: str,
+    reference: str | None,
+    *,
+    text: Path | None,
+    dataset: str | None,
+    sequences: int,
+    length: int,
+    threads: int,
+) -> tuple[EvaluationReport, tuple[str, ...]]:
+    """Score a package, checkpoint or model; returns the report and notes to print."""
+    from qtool.runtime.evaluate import evaluate
+    from qtool.runtime.report import EvaluationReport
+
+    scored = open_subject(subject, threads=threads, length=length)
+    tokens = load_tokens(
+        "scoring",
+        scored.tokenizer_files,
+        text=text,
+        dataset=dataset,
+        sequences=sequences,
+        length=length,
+        calibration_windows=scored.calibration_windows,
+    )
+    other = open_subject(reference, threads=threads, length=length) if reference is not None else None
+    lines = scored.notes
+    if other is not None and other.model_digest != scored.model_digest:
+        lines += (f"{reference} is not the model that {subject} was made from",)
+    with progress("evaluate") as report_progress:
+        result = evaluate(
+            scored.session,
+            tokens.ids,
+            reference=other.session if other else None,
+            progress=report_progress,
+        )
+    report = EvaluationReport.from_evaluation(
+        result,
+        subject_digest=scored.digest,
+        subject_description=scored.description,
+        reference_digest=other.digest if other else None,
+        text_sha256=tokens.text_sha256,
+        tokenizer_sha256=tokens.tokenizer_sha256,
+    )
+    return report, lines
+
+
+def summary(report: EvaluationReport) -> dict[str, Any]:
+    """The report's numbers without its per-token arrays."""
+    return {
+        "subject": report.subject_description,
+        "subject_digest": report.subject_digest,
+        "reference_digest": report.reference_digest,
+        "text_sha256": report.text_sha256,
+        "tokens": [report.sequences, report.length],
+        "perplexity": report.perplexity,
+        "reference_perplexity": report.reference_perplexity,
+        "kl_nats": report.kl_nats,
+        "top1_agreement": report.top1_agreement,
+    }

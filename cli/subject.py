@@ -1,0 +1,137 @@
+"""What a command line argument names: a package, a checkpoint or a model, opened and described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtool.errors import UsageError
+from qtool.quantize.artifacts.manifest import MANIFEST, Parent, read_manifest
+
+if TYPE_CHECKING:
+    from qtool.quantize.artifacts.weights import WeightSource
+    from qtool.runtime.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A checkpoint or a model, with everything an export copies from it."""
+
+    source: WeightSource
+    tokenizer_files: Mapping[str, bytes]
+    parents: tuple[Parent, ...]
+    estimate_bytes: int
+    recipe: dict[str, Any] | None = None
+    recipe_yaml: bytes | None = None
+    seed: int | None = None
+    notes: tuple[str, ...] = ()
+    calibration_windows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Something that can be scored."""
+
+    session: Session
+    tokenizer_files: Mapping[str, bytes]
+    digest: str
+    description: str
+    model_digest: str
+    notes: tuple[str, ...] = ()
+    calibration_windows: tuple[str, ...] = ()
+
+
+def artifact_kind(argument: str) -> str | None:
+    """The kind of artifact at this path, or None when it is no artifact (then it names a model)."""
+    folder = Path(argument)
+    return read_manifest(folder).kind if (folder / MANIFEST).is_file() else None
+
+
+def open_weights(argument: str) -> Weights:
+    """Open a checkpoint folder or a model.
+
+    Raises:
+        UsageError: for another kind of artifact.
+    """
+    kind = artifact_kind(argument)
+    if kind is None:
+        return _open_model(argument)
+    if kind != "checkpoint":
+        raise UsageError(argument, f"is a {kind}", "give a checkpoint or a model")
+    return _open_checkpoint(Path(argument))
+
+
+def open_subject(argument: str, *, threads: int, length: int) -> Subject:
+    """Open a package in ONNX Runtime, a checkpoint or a model in the torch reference."""
+    kind = artifact_kind(argument)
+    if kind == "package":
+        return _open_package(Path(argument), threads=threads, length=length)
+    weights = open_weights(argument)
+
+    import torch
+
+    from qtool.runtime.reference import ReferenceSession
+
+    torch.set_num_threads(threads)
+    return Subject(
+        session=ReferenceSession(weights.source),
+        tokenizer_files=weights.tokenizer_files,
+        digest=weights.source.digest,
+        description=f"{'checkpoint' if kind else 'model'} in the torch reference",
+        model_digest=_model_digest(weights.parents),
+        notes=weights.notes,
+        calibration_windows=weights.calibration_windows,
+    )
+
+
+def _open_model(argument: str) -> Weights:
+    from qtool.quantize.inputs import open_model
+
+    model = open_model(argument)
+    return Weights(
+        source=model,
+        tokenizer_files=model.tokenizer_files,
+        parents=(Parent(kind="model", digest=model.digest),),
+        estimate_bytes=model.float_bytes,
+        notes=model.notes,
+    )
+
+
+def _open_checkpoint(folder: Path) -> Weights:
+    from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+
+    checkpoint = QuantizedCheckpoint(folder)
+    manifest = checkpoint.manifest
+    model = manifest.parent("model")
+    assert model is not None
+    return Weights(
+        source=checkpoint,
+        tokenizer_files={path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())},
+        parents=(Parent(kind="checkpoint", digest=checkpoint.digest), Parent(kind="model", digest=model)),
+        estimate_bytes=2 * sum(record.size_bytes for record in manifest.files.values()),
+        recipe=manifest.recipe,
+        recipe_yaml=(folder / "recipe.yaml").read_bytes(),
+        seed=manifest.seed,
+        calibration_windows=tuple(manifest.details["calibration_windows"]),
+    )
+
+
+def _open_package(folder: Path, *, threads: int, length: int) -> Subject:
+    from qtool.quantize.artifacts.store import open_artifact
+    from qtool.runtime.ort import OrtSession
+
+    manifest = open_artifact(folder, kind="package")
+    return Subject(
+        session=OrtSession(folder, threads=threads, max_length=length),
+        tokenizer_files={"tokenizer.json": (folder / "tokenizer.json").read_bytes()},
+        digest=manifest.digest,
+        description="package in ONNX Runtime",
+        model_digest=_model_digest(manifest.parents),
+        calibration_windows=tuple(manifest.details["calibration_windows"]),
+    )
+
+
+def _model_digest(parents: tuple[Parent, ...]) -> str:
+    return next(parent.digest for parent in parents if parent.kind == "model")
