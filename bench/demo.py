@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
 from smollm2 import fetch
 
 WORK = Path(__file__).parents[1] / ".demo"

@@ -20,7 +20,7 @@ Examples:
 @click.command("evaluate", epilog=EPILOG)
 @click.argument("subject")
 @click.option("--reference", metavar="MODEL", help="The float model (or a checkpoint) to compare with: KL, top-1.")
-@click.option("-o", "--output", type=options.PATH, help="Store the report, per-token losses included; a gate's baseline.")
+@click.option("-o", "--output", type=options.PATH, help="Store the report, with per-token losses: a gate's baseline.")
 @options.corpus(sequences=8, purpose="score")
 @options.threads
 @options.as_json

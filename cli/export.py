@@ -24,7 +24,7 @@ VERIFY_SEQUENCES, VERIFY_LENGTH = 4, 128
 @click.argument("checkpoint")
 @options.output
 @click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="ONNX Runtime on CPU.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the package equal to the checkpoint.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the package equal to its source.")
 @options.threads
 @options.as_json
 def command(checkpoint: str, output: Path, target: str, verify: bool, threads: int, as_json: bool) -> None:
@@ -88,4 +88,5 @@ def command(checkpoint: str, output: Path, target: str, verify: bool, threads: i
         return
     size = sum(record.size_bytes for record in manifest.files.values())
     bits = details["bits_per_weight"]
-    out.print(f"wrote {output}  {size / 1e6:.1f} MB  {bits:.2f} bits per weight  sha256 {manifest.digest[:16]}", markup=False)
+    summary = f"{size / 1e6:.1f} MB  {bits:.2f} bits per weight  sha256 {manifest.digest[:16]}"
+    out.print(f"wrote {output}  {summary}", markup=False)

@@ -96,11 +96,12 @@ def _print_package(path: Path, manifest: Manifest) -> None:
         label = f"{node['op']} {node['bits']} bits, block {node['block_size']}"
         ops[label] = ops.get(label, 0) + 1
     rows: list[list[Any]] = [[label, count] for label, count in sorted(ops.items())]
-    table(f"target {details['target']}, {details['bits_per_weight']:.3f} bits per weight", ["lowered nodes", "count"], rows)
+    title = f"target {details['target']}, {details['bits_per_weight']:.3f} bits per weight"
+    table(title, ["lowered nodes", "count"], rows)
     print_stored_verification(path / "verification.json")
 
 
-PRINTERS: dict[str, Callable[[Path, "Manifest"], None]] = {
+PRINTERS: dict[str, Callable[[Path, Manifest], None]] = {
     "statistics": _print_statistics,
     "checkpoint": _print_checkpoint,
     "package": _print_package,

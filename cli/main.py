@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from qtool import __version__
-from qtool.errors import QtoolError, escape
+from qtool.errors import QtoolError, UsageError, escape, nearest
 
 COMMANDS: dict[str, str] = {
     "measure": "Record what a model's activations look like: maxima, outliers, where and how large.",
@@ -46,6 +46,13 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"qtool.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS:
+            raise UsageError(f"qtool {args[0]}", "is no command", nearest(args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.cli.progress import out, table
 
 if TYPE_CHECKING:
-    from qtool.quantize.artifacts.statistics import Statistics
-    from qtool.runtime.gate import Verdict
-    from qtool.runtime.verify import Verification
+    pass
 
 
 def print_evaluation(summary: dict[str, Any], output: Path | None) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from smollm2 import fetch  # noqa: E402
+from smollm2 import fetch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
