@@ -73,7 +73,7 @@ def row(variant: Variant) -> list[str]:
     from qtool.runtime.report import EvaluationReport
     from qtool.runtime.throughput import measure_throughput
 
-    report = EvaluationReport.load(RUN / f"report-{variant.folder}.json")
+    report = EvaluationReport.read(RUN / f"report-{variant.folder}.json")
     folder = RUN / f"{'package' if variant.exported else 'checkpoint'}-{variant.folder}"
     manifest = json.loads((folder / "manifest.json").read_text())
     details = manifest["details"]
@@ -84,8 +84,8 @@ def row(variant: Variant) -> list[str]:
         with OrtSession(folder, max_length=640) as session:
             timed = measure_throughput(session, prompt_tokens=512, decode_tokens=64, rounds=3)
         speed = [f"{timed.prefill.median:.0f}", f"{timed.decode.median:.0f}"]
-    agreement = f"{100 * report.top1_agreement:.1f} %" if report.top1_agreement is not None else "–"
-    kl = f"{report.kl_nats:.4f}" if report.kl_nats is not None else "–"
+    assert report.reference is not None
+    agreement, kl = f"{100 * report.reference.top1_agreement:.1f} %", f"{report.reference.kl_nats:.4f}"
     return [variant.name, f"{bits:.2f}", f"{size / 1e6:.0f}", f"{report.perplexity:.3f}", kl, agreement, *speed]
 
 

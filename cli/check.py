@@ -24,12 +24,12 @@ Examples:
 @click.option("--update-baseline", is_flag=True, help="Write the baseline from this package instead of comparing.")
 @click.option(
     "--max-perplexity-increase",
-    type=click.FloatRange(0, 1),
+    type=click.FloatRange(0, 1, min_open=True),
     default=0.005,
     show_default=True,
     help="Relative; 0.005 is half a percent.",
 )
-@click.option("--max-kl", type=click.FloatRange(0), default=0.03, show_default=True, help="Nats, baseline to package.")
+@click.option("--max-kl", type=click.FloatRange(0, min_open=True), default=0.03, show_default=True, help="Nats, baseline to package.")
 @click.option("--junit", type=options.PATH, help="Write the verdict as JUnit XML.")
 @options.corpus(sequences=8, purpose="score")
 @options.threads
@@ -62,7 +62,7 @@ def command(
 
     if not update_baseline and not baseline.is_file():
         raise UsageError(baseline, "does not exist", "make it from a trusted package with --update-baseline")
-    stored = None if update_baseline else EvaluationReport.load(baseline)
+    stored = None if update_baseline else EvaluationReport.read(baseline)
     with progress("verify") as report_progress:
         verification = verify_package(package, threads=threads, progress=report_progress)
     if not verification.passed:
@@ -71,10 +71,10 @@ def command(
         str(package), None, text=text, dataset=dataset, sequences=sequences, length=length, threads=threads
     )
     if stored is None:
-        current.save(baseline, overwrite=True)
+        current.write(baseline, replace=True)
         out.print(f"baseline {baseline}: perplexity {current.perplexity:.4f}", markup=False)
         return
-    verdict = compare(stored, current, Limits(max_perplexity_increase=max_perplexity_increase, max_kl_nats=max_kl))
+    verdict = compare(stored, current, Limits(perplexity_increase=max_perplexity_increase, kl_nats=max_kl))
     if junit is not None:
         junit.write_text(verdict.to_junit(), encoding="utf-8")
     if as_json:

@@ -58,7 +58,7 @@ def command(
     )
     notes(lines)
     if output is not None:
-        report.save(output)
+        report.write(output)
     if as_json:
         click.echo(json.dumps(summary(report), indent=2))
     else:

@@ -49,9 +49,9 @@ def _inspect_report(path: Path, as_json: bool) -> None:
     from qtool.cli.score import summary
     from qtool.runtime.report import EvaluationReport
 
-    data = summary(EvaluationReport.load(path))
+    data = summary(EvaluationReport.read(path))
     if as_json:
-        click.echo(json.dumps({"kind": "evaluation", **data}, indent=2))
+        click.echo(json.dumps(data, indent=2))
     else:
         print_evaluation(data, None)
 

@@ -8,21 +8,69 @@ from typing import TYPE_CHECKING, Any
 from qtool.cli.progress import out, table
 
 if TYPE_CHECKING:
-    pass
+    from qtool.runtime.gate import Verdict
+
+MAX_SKIPPED = 20
+
+
+def print_quantization(report: dict[str, Any]) -> None:
+    """The summary line, the bit-width table, the worst layers, and every skipped module with its reason."""
+    rows = [
+        [row["scheme"], row["modules"], f"{row['parameters']:,}", f"{100 * row['share']:.1f} %"]
+        for row in report["table"]
+    ]
+    table("bit widths", ["scheme", "modules", "parameters", "share"], rows)
+    measured = [(name, layer) for name, layer in report["layers"].items() if layer["output_error"] is not None]
+    worst = sorted(measured, key=lambda item: -item[1]["output_error"])[:5]
+    if worst:
+        errors = [[name, f"{layer['output_error']:.2e}", f"{layer['weight_error']:.2e}"] for name, layer in worst]
+        table("largest relative output errors on the calibration text", ["module", "output", "weight"], errors)
+    escalated = [name for name, layer in report["layers"].items() if layer["escalations"]]
+    if escalated:
+        out.print(f"damping was raised in {len(escalated)} layers, first {escalated[0]}", markup=False)
+    for line in report["notes"]:
+        out.print(f"note: {line}", markup=False)
+    for module, reason in list(report["skipped"].items())[:MAX_SKIPPED]:
+        out.print(f"skipped {module}: {reason}", markup=False)
+    if len(report["skipped"]) > MAX_SKIPPED:
+        out.print(f"… and {len(report['skipped']) - MAX_SKIPPED} more; --json lists all", markup=False)
+    out.print(
+        f"quantized {report['quantized']}/{report['linears']} linears, "
+        f"{100 * report['quantized_share']:.1f} % of parameters, "
+        f"{report['bits_per_weight']:.3f} bits per weight with scales",
+        markup=False,
+    )
 
 
 def print_evaluation(summary: dict[str, Any], output: Path | None) -> None:
     """The numbers of an evaluation."""
-    sequences, length = summary["tokens"]
     rows: list[list[Any]] = [["perplexity", f"{summary['perplexity']:.4f}"]]
-    if summary["reference_perplexity"] is not None:
-        increase = summary["perplexity"] / summary["reference_perplexity"] - 1
+    if (reference := summary["reference"]) is not None:
+        increase = summary["perplexity"] / reference["perplexity"] - 1
         rows += [
-            ["reference perplexity", f"{summary['reference_perplexity']:.4f}"],
+            ["reference perplexity", f"{reference['perplexity']:.4f}"],
             ["increase", f"{100 * increase:+.2f} %"],
-            ["KL(reference ‖ subject), nats a token", f"{summary['kl_nats']:.5f}"],
-            ["top-1 agreement", f"{100 * summary['top1_agreement']:.2f} %"],
+            ["KL(reference ‖ subject), nats a token", f"{reference['kl_nats']:.5f}"],
+            ["top-1 agreement", f"{100 * reference['top1_agreement']:.2f} %"],
         ]
-    table(f"{summary['subject']}, {sequences} × {length} tokens", ["", "value"], rows)
+    table(f"{summary['subject']}, {summary['sequences']} × {summary['length']} tokens", ["", "value"], rows)
     if output is not None:
         out.print(f"wrote {output}", markup=False)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """The gate's table and its answer."""
+    rows = [
+        [
+            row.metric,
+            *("–" if value is None else f"{value:.4f}" for value in (row.baseline, row.current)),
+            f"{row.difference:.5f}",
+            f"{row.low:.5f} … {row.high:.5f}",
+            "–" if row.limit is None else f"{row.limit:g}",
+            row.outcome,
+        ]
+        for row in verdict.rows
+    ]
+    columns = ["metric", "baseline", "current", "difference", "95 % interval", "limit", "outcome"]
+    table(f"gate, {verdict.tokens} tokens", columns, rows)
+    out.print("passed" if verdict.passed else "failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -48,20 +49,17 @@ def command(
     from qtool.quantize.artifacts.store import open_artifact
     from qtool.runtime.generate import generate
     from qtool.runtime.ort import OrtSession
-    from qtool.runtime.tokenizer import PackageTokenizer
+    from qtool.runtime.tokenizer import Tokenizer
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise UsageError("--prompt", "is empty", "give some text to continue")
     open_artifact(package, kind="package", verify=verify)
-    tokenizer = PackageTokenizer(package)
+    tokenizer = Tokenizer(package)
     ids = tokenizer.encode(text)
     with OrtSession(package, threads=threads, max_length=len(ids) + max_new_tokens) as session:
-        stream = tokenizer.stream()
-        pieces: list[str] = []
-        started = time.perf_counter()
-        times: list[float] = []
-        for token in generate(
+        clock = Clock()
+        tokens = generate(
             session,
             ids,
             max_new_tokens=max_new_tokens,
@@ -70,18 +68,34 @@ def command(
             top_p=top_p,
             seed=seed,
             eos_ids=tokenizer.eos_ids,
-        ):
-            times.append(time.perf_counter() - started)
-            piece = stream(token)
+        )
+        pieces: list[str] = []
+        for piece in tokenizer.stream(clock.timed(tokens)):
             pieces.append(piece)
             if not as_json:
                 click.echo(piece, nl=False)
-    decode = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
-    prefill = len(ids) / times[0] if times else None
     if as_json:
-        speed = {"prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode}
-        click.echo(json.dumps({"prompt": text, "text": "".join(pieces), "tokens": len(times), **speed}, indent=2))
+        data = {"prompt": text, "text": "".join(pieces), "tokens": len(clock.times)}
+        click.echo(json.dumps({**data, "decode_tokens_per_s": clock.decode_tokens_per_s}, indent=2))
         return
     click.echo()
-    if prefill and decode:
-        err.print(f"{len(ids)} prompt tokens at {prefill:.0f}/s, {len(times)} new tokens at {decode:.0f}/s")
+    if (speed := clock.decode_tokens_per_s) is not None:
+        err.print(f"{len(ids)} prompt tokens, {len(clock.times)} new tokens at {speed:.0f}/s")
+
+
+class Clock:
+    """Notes when each token comes."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def timed(self, tokens: Iterator[int]) -> Iterator[int]:
+        """The same tokens, each noted."""
+        for token in tokens:
+            self.times.append(time.perf_counter())
+            yield token
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Speed from the first new token to the last, or None when there are fewer than two."""
+        return (len(self.times) - 1) / (self.times[-1] - self.times[0]) if len(self.times) > 1 else None

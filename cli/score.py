@@ -48,27 +48,18 @@ def score(
             reference=other.session if other else None,
             progress=report_progress,
         )
-    report = EvaluationReport.from_evaluation(
+    report = EvaluationReport.of(
         result,
+        subject=scored.description,
         subject_digest=scored.digest,
-        subject_description=scored.description,
-        reference_digest=other.digest if other else None,
         text_sha256=tokens.text_sha256,
         tokenizer_sha256=tokens.tokenizer_sha256,
+        reference=other.description if other else "",
+        reference_digest=other.digest if other else None,
     )
     return report, lines
 
 
 def summary(report: EvaluationReport) -> dict[str, Any]:
     """The report's numbers without its per-token arrays."""
-    return {
-        "subject": report.subject_description,
-        "subject_digest": report.subject_digest,
-        "reference_digest": report.reference_digest,
-        "text_sha256": report.text_sha256,
-        "tokens": [report.sequences, report.length],
-        "perplexity": report.perplexity,
-        "reference_perplexity": report.reference_perplexity,
-        "kl_nats": report.kl_nats,
-        "top1_agreement": report.top1_agreement,
-    }
+    return report.model_dump(mode="json", exclude={"losses", "top_ids", "top_logprobs"})
