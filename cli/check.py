@@ -29,7 +29,13 @@ Examples:
     show_default=True,
     help="Relative; 0.005 is half a percent.",
 )
-@click.option("--max-kl", type=click.FloatRange(0, min_open=True), default=0.03, show_default=True, help="Nats, baseline to package.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(0, min_open=True),
+    default=0.03,
+    show_default=True,
+    help="Nats a token, baseline to package.",
+)
 @click.option("--junit", type=options.PATH, help="Write the verdict as JUnit XML.")
 @options.corpus(sequences=8, purpose="score")
 @options.threads

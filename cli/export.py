@@ -73,7 +73,7 @@ def command(checkpoint: str, output: Path, target: str, verify: bool, threads: i
                     staging.path, weights.source, details, tokens.ids, threads=threads, progress=report_progress
                 )
             if not as_json:
-                print_verification(result)
+                print_verification(result.to_json())
             if not result.passed:
                 raise GateFailed(output, f"does not equal what was scored: {result.failure}", "report this model")
             write_file(staging.path / "verification.json", result.to_bytes())

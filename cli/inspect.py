@@ -88,7 +88,7 @@ def _print_checkpoint(_path: Path, manifest: Manifest) -> None:
 
 def _print_package(path: Path, manifest: Manifest) -> None:
     from qtool.cli.progress import table
-    from qtool.cli.report import print_stored_verification
+    from qtool.cli.report import print_verification
 
     details = manifest.details
     ops: dict[str, int] = {}
@@ -98,7 +98,8 @@ def _print_package(path: Path, manifest: Manifest) -> None:
     rows: list[list[Any]] = [[label, count] for label, count in sorted(ops.items())]
     title = f"target {details['target']}, {details['bits_per_weight']:.3f} bits per weight"
     table(title, ["lowered nodes", "count"], rows)
-    print_stored_verification(path / "verification.json")
+    if details["verified"]:
+        print_verification(json.loads((path / "verification.json").read_bytes()))
 
 
 PRINTERS: dict[str, Callable[[Path, Manifest], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,9 @@ from rich.table import Table
 
 Report = Callable[[int, int, str], None]
 
-out = Console(highlight=False, soft_wrap=True)
+PIPE_COLUMNS = 160  # rich takes 80 where nobody looks, and folds tables into unreadable columns
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.cli.progress import out, table
 
 if TYPE_CHECKING:
+    from qtool.quantize.artifacts.statistics import Statistics
     from qtool.runtime.gate import Verdict
 
 MAX_SKIPPED = 20
+LARGEST_SITES = 20
 
 
 def print_quantization(report: dict[str, Any]) -> None:
@@ -74,3 +77,64 @@ def print_verdict(verdict: Verdict) -> None:
     columns = ["metric", "baseline", "current", "difference", "95 % interval", "limit", "outcome"]
     table(f"gate, {verdict.tokens} tokens", columns, rows)
     out.print("passed" if verdict.passed else "failed")
+
+
+def print_verification(result: dict[str, Any]) -> None:
+    """A verification's checks, from its JSON form: fresh, or as a package stores it."""
+    rows = [
+        [
+            check["name"],
+            check["outcome"],
+            _numbers(check["numbers"], check["limits"]),
+            check["detail"],
+        ]
+        for check in result["checks"]
+    ]
+    table("verification", ["check", "outcome", "measured (limit)", "detail"], rows)
+
+
+def _numbers(numbers: dict[str, float | None], limits: dict[str, float]) -> str:
+    shown = [f"{name} {numbers[name]} (≤ {limit})" for name, limit in limits.items()]
+    if (agreement := numbers.get("top1_agreement")) is not None:
+        shown.append(f"top-1 {100 * agreement:.1f} %")
+    return "\n".join(shown)
+
+
+def print_statistics(statistics: Statistics) -> None:
+    """The sites with the largest values, and where those values sit."""
+    rows = statistics_rows(statistics)
+    largest = sorted(rows, key=lambda row: -row["amax"])[:LARGEST_SITES]
+    columns = ["site", "amax", "std", "kurtosis", "token max/median", "worst channel", "sequence:position", "token id"]
+    cells = [
+        [
+            row["site"],
+            f"{row['amax']:.4g}",
+            f"{row['std']:.3g}",
+            f"{row['kurtosis']:.4g}",
+            f"{row['token_ratio_max']:.4g}",
+            row["top"][0]["channel"],
+            f"{row['top'][0]['sequence']}:{row['top'][0]['position']}",
+            row["top"][0]["token"],
+        ]
+        for row in largest
+    ]
+    table(f"the {len(largest)} largest of {len(rows)} sites", columns, cells)
+
+
+def statistics_rows(statistics: Statistics) -> list[dict[str, Any]]:
+    """One plain row a site, in the order of the forward pass."""
+    return [
+        {
+            "site": name,
+            "amax": site.amax,
+            "min": site.low,
+            "max": site.high,
+            "mean": site.mean,
+            "std": site.std,
+            "kurtosis": site.kurtosis,
+            "token_ratio_mean": site.ratio_mean,
+            "token_ratio_max": site.ratio_max,
+            "top": [asdict(value) for value in site.top],
+        }
+        for name, site in statistics.sites.items()
+    ]

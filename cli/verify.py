@@ -46,6 +46,6 @@ def command(artifact: Path, threads: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"kind": "package", "digest": manifest.digest, **result.to_json()}, indent=2))
     else:
-        print_verification(result)
+        print_verification(result.to_json())
     if not result.passed:
         raise GateFailed(artifact, f"does not compute what was scored: {result.failure}", "export it again")

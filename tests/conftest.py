@@ -71,6 +71,12 @@ def _write_byte_tokenizer(folder: Path) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """`write_tiny_model` itself, for fixtures that outlive one test."""
+    return write_tiny_model
+
+
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
     """A factory: tiny_model(family="llama", tied=True, seed=0, **config) writes a model folder and returns its path."""

@@ -7,6 +7,7 @@ model's own files is executed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,8 @@ FINAL_NORM = "model.norm"
 
 def build_on_meta(source: WeightSource) -> PreTrainedModel:
     """The network of this config on the meta device, in eval mode, float32, its rotary tables real."""
-    values = {k: v for k, v in source.config.items() if k not in ("torch_dtype", "dtype", "transformers_version")}
+    kept = {k: v for k, v in source.config.items() if k not in ("torch_dtype", "dtype", "transformers_version")}
+    values = copy.deepcopy(kept)  # transformers writes into nested values
     config = AutoConfig.for_model(**values)
     config._attn_implementation = "sdpa"
     with torch.device("meta"):

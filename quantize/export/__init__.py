@@ -1,0 +1,1 @@
+"""From a checkpoint to what a runtime loads: one folder per target format."""

@@ -1,0 +1,1 @@
+"""Graph passes on onnx-ir: one pass a file, each an `ir.passes.InPlacePass` that says whether it changed the model."""

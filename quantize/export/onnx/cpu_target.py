@@ -1,0 +1,52 @@
+"""What ONNX Runtime's CPU provider computes: the schemes that have a MatMulNBits form, and only those.
+
+A layer is lowered to exactly the arithmetic it was quantized and scored with. Everything else is refused here,
+with the layer's name: silently running other arithmetic is the one thing an export must never do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qtool.errors import UsageError
+from qtool.quantize.artifacts.granularity import PerGroup, PerTokenGroup
+from qtool.quantize.artifacts.scheme import LayerScheme
+
+MINIMUM_ONNXRUNTIME = "1.28"
+
+# accuracy_level by (weight bits, INT8 activations): 1 computes with float32 activations, 4 with INT8 ones per row
+# and block. 8-bit weights with float activations take a path that is 70 times slower and are not offered.
+ACCURACY_LEVELS: dict[tuple[int, bool], int] = {(4, False): 1, (4, True): 4, (8, True): 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NBits:
+    """The attributes of one MatMulNBits node."""
+
+    bits: int
+    block_size: int
+    accuracy_level: int
+
+
+def nbits_for(module: str, scheme: LayerScheme) -> NBits:
+    """The MatMulNBits that computes this scheme.
+
+    Raises:
+        UsageError: naming the layer, why the CPU target does not compute its scheme, and the options that it does.
+    """
+    weight, act = scheme.weight, scheme.input
+    if not isinstance(weight.granularity, PerGroup):
+        remedy = "quantize with a group size, for example --group-size 64 --activation per_token_group"
+        raise _refused(module, scheme, "computes weights with one scale per group only", remedy)
+    group = weight.granularity.group_size
+    if act is not None and act.granularity != PerTokenGroup(group):
+        remedy = f"quantize with --activation per_token_group --group-size {group}"
+        raise _refused(module, scheme, "computes INT8 activations per token and group only", remedy)
+    level = ACCURACY_LEVELS.get((weight.format.bits, act is not None))
+    if level is None or weight.format.kind != "int":
+        raise _refused(module, scheme, "has no fast path for these formats", "use W4A16, W4A8 or W8A8")
+    return NBits(bits=weight.format.bits, block_size=group, accuracy_level=level)
+
+
+def _refused(module: str, scheme: LayerScheme, why: str, remedy: str) -> UsageError:
+    return UsageError(f"{module} ({scheme})", f"target cpu {why}", remedy)

@@ -1,0 +1,92 @@
+"""probes.safetensors: what a package must answer, so that it can be verified again without its checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from qtool.errors import InputRefused
+from qtool.quantize.artifacts.weights import FloatArray
+from qtool.runtime.session import IntArray
+from qtool.runtime.verification.node_probes import NodeProbe
+from qtool.runtime.verification.noise_floor import NoiseFloor
+
+FILE = "probes.safetensors"
+FORMAT = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Everything verification compares with.
+
+    Attributes:
+        nodes: by node name.
+        tokens: ids [B, T] that the whole model was compared on.
+        reference_losses: [B, T − 1] float32 of the torch reference.
+        floor: noise over all of `tokens`; decode_floor: over the tokens of the decode check.
+    """
+
+    nodes: Mapping[str, NodeProbe]
+    tokens: IntArray
+    reference_losses: FloatArray
+    floor: NoiseFloor
+    decode_floor: NoiseFloor
+
+
+def write_probes(folder: Path, probes: Probes) -> None:
+    """Write the file; same probes, same bytes."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "tokens": probes.tokens,
+        "reference_losses": probes.reference_losses,
+        "floor": probes.floor.to_array(),
+        "decode_floor": probes.decode_floor.to_array(),
+    }
+    shapes = {}
+    for name, probe in probes.nodes.items():
+        arrays |= {f"{name}#expected": probe.expected, f"{name}#bound": probe.bound}
+        arrays[f"{name}#exponents"] = probe.exponents
+        shapes[name] = [probe.columns, probe.block_size]
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(contiguous, folder / FILE, metadata={"format": FORMAT, "nodes": json.dumps(shapes, sort_keys=True)})
+
+
+def read_probes(folder: Path) -> Probes:
+    """Read the file of a package whose bytes were checked.
+
+    Raises:
+        InputRefused: when it is missing or not this format.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise InputRefused(path, "is missing", "export the package again, with verification")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InputRefused(path, "has another format", "export the package again with this qtool")
+            shapes: dict[str, list[int]] = json.loads(metadata["nodes"])
+            return Probes(
+                nodes={
+                    name: NodeProbe(
+                        columns=columns,
+                        block_size=block_size,
+                        exponents=file.get_tensor(f"{name}#exponents"),
+                        expected=file.get_tensor(f"{name}#expected"),
+                        bound=file.get_tensor(f"{name}#bound"),
+                    )
+                    for name, (columns, block_size) in sorted(shapes.items())
+                },
+                tokens=file.get_tensor("tokens"),
+                reference_losses=file.get_tensor("reference_losses"),
+                floor=NoiseFloor.from_array(file.get_tensor("floor")),
+                decode_floor=NoiseFloor.from_array(file.get_tensor("decode_floor")),
+            )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputRefused(path, "is damaged", "export the package again") from error

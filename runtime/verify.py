@@ -1,0 +1,233 @@
+"""Verification of a package, after export against its checkpoint and later against what it answered then.
+
+    nodes     every lowered node on the same input as the checkpoint          error ≤ 1e-5
+    model     the package's logits against the torch reference's              ≤ 3 × the measured noise floor
+    decode    token by token against prefill, in ONNX Runtime                 ≤ 3 × the measured noise floor
+    genai     onnxruntime-genai loads the folder and generates
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.store import open_artifact
+from qtool.quantize.artifacts.weights import WeightSource
+from qtool.runtime.evaluate import Progress, evaluate, evaluate_together
+from qtool.runtime.ort.session import OrtSession
+from qtool.runtime.reference.model import ReferenceSession
+from qtool.runtime.session import IntArray
+from qtool.runtime.verification.genai import NOT_INSTALLED, genai_generates
+from qtool.runtime.verification.node_model import PackageGraph
+from qtool.runtime.verification.node_probes import (
+    TOLERANCE,
+    NodeProbe,
+    Nodes,
+    check_complete,
+    check_covered,
+    make_probe,
+    probe_error,
+)
+from qtool.runtime.verification.noise_floor import Distance, NoiseFloor
+from qtool.runtime.verification.probe_file import Probes, read_probes, write_probes
+
+DECODE_TOKENS = 96
+NOISE_SEEDS = (1, 2)
+PROMPT_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One test. A number passes when its magnitude is at most the limit of the same name; NaN fails."""
+
+    name: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+    forced: Literal["pass", "fail", "skipped"] | None = None
+
+    @property
+    def outcome(self) -> Literal["pass", "fail", "skipped"]:
+        """What came of it."""
+        if self.forced is not None:
+            return self.forced
+        return "fail" if self._beyond() else "pass"
+
+    @property
+    def failure(self) -> str:
+        """The numbers beyond their limits, or the detail of a check without numbers."""
+        beyond = [f"{name} {self.numbers[name]:.3g}, limit {self.limits[name]:.3g}" for name in self._beyond()]
+        return ", ".join(beyond + ([self.detail] if self.detail else []))
+
+    def _beyond(self) -> list[str]:
+        return [name for name, limit in self.limits.items() if not abs(self.numbers[name]) <= limit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """All tests of one package."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when no check failed."""
+        return bool(self.checks) and all(check.outcome != "fail" for check in self.checks)
+
+    @property
+    def failure(self) -> str:
+        """Which checks failed and by which numbers, in a phrase; empty when none did."""
+        return "; ".join(f"{check.name}: {check.failure}" for check in self.checks if check.outcome == "fail")
+
+    def to_bytes(self) -> bytes:
+        """`to_json` as canonical JSON: sorted keys, two spaces, a final newline."""
+        return (json.dumps(self.to_json(), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data without times; numbers to 4 significant digits, null where not finite."""
+        return {
+            "passed": self.passed,
+            "checks": [
+                {
+                    "name": check.name,
+                    "outcome": check.outcome,
+                    "detail": check.detail,
+                    "numbers": {name: _rounded(value) for name, value in sorted(check.numbers.items())},
+                    "limits": {name: _rounded(value) for name, value in sorted(check.limits.items())},
+                }
+                for check in self.checks
+            ],
+        }
+
+
+def verify_export(
+    folder: Path,
+    source: WeightSource,
+    details: Mapping[str, Any],
+    tokens: IntArray,
+    *,
+    progress: Progress,
+    threads: int | None = None,
+) -> Verification:
+    """Verify a package that was just written, and write its probes.safetensors.
+
+    Args:
+        folder: the package, still in its staging folder; no manifest needed.
+        source: the checkpoint (or float model) it was made from.
+        details: what the manifest will say of it; "nodes" lists the lowered nodes.
+        tokens: ids [B, T] to compare the whole model on; a few hundred are enough.
+        progress: (done, total, text).
+        threads: of the runtime; None for all cores.
+
+    Raises:
+        InputRefused: when the package cannot be run, or its nodes are not the ones described.
+    """
+    nodes: Nodes = details["nodes"]
+    graph = PackageGraph(folder, threads=threads)
+    check_complete(graph, nodes)
+    probes: dict[str, NodeProbe] = {}
+    if isinstance(source, QuantizedCheckpoint):
+        check_covered(source, nodes)
+        for i, (name, node) in enumerate(sorted(nodes.items())):
+            probes[name] = make_probe(name, node, source, with_bias=graph.has_bias(name))
+            progress(i + 1, len(nodes), "expected answers")
+    node_check = _check_nodes(graph, probes, progress)
+    decode_tokens = tokens[:1, :DECODE_TOKENS]
+    length = tokens.shape[1]
+    with ReferenceSession(source) as reference, OrtSession(folder, threads=threads, max_length=length) as session:
+        noisy = [reference.perturbed(seed) for seed in NOISE_SEEDS]
+        subject, *runs = evaluate_together([session, *noisy], tokens, reference=reference, progress=progress)
+        floor = NoiseFloor.of(runs, sequences=len(tokens), positions=length - 1)
+        decode_floor = NoiseFloor.of(runs, sequences=1, positions=decode_tokens.shape[1] - 1)
+        assert subject.reference_losses is not None
+        distance = Distance.between(subject.losses, subject.reference_losses, subject.kl)
+        model_check = _check_distance("model", distance, floor, subject.top1_agreement)
+        decode_check = _check_decode(session, decode_tokens, decode_floor, progress)
+        genai_check = _check_genai(folder, tokens, session.vocab_size)
+    write_probes(
+        folder,
+        Probes(
+            nodes=probes,
+            tokens=tokens,
+            reference_losses=subject.reference_losses,
+            floor=floor,
+            decode_floor=decode_floor,
+        ),
+    )
+    return Verification(checks=(node_check, model_check, decode_check, genai_check))
+
+
+def verify_package(folder: Path, *, progress: Progress, threads: int | None = None) -> Verification:
+    """Verify a finished package without its checkpoint: every byte, then what it answers.
+
+    Raises:
+        InputRefused: when a byte changed, or the package cannot be run.
+    """
+    manifest = open_artifact(folder, kind="package")
+    probes = read_probes(folder)
+    nodes: Nodes = manifest.details["nodes"]
+    graph = PackageGraph(folder, threads=threads)
+    check_complete(graph, nodes)
+    check_complete(graph, {name: {"op": graph.lowered.get(name, "")} for name in probes.nodes})
+    node_check = _check_nodes(graph, probes.nodes, progress)
+    with OrtSession(folder, threads=threads, max_length=probes.tokens.shape[1]) as session:
+        subject = evaluate(session, probes.tokens, progress=progress)
+        distance = Distance.between(subject.losses, probes.reference_losses, None)
+        model_check = _check_distance("model", distance, probes.floor, None)
+        decode_tokens = probes.tokens[:1, :DECODE_TOKENS]
+        decode_check = _check_decode(session, decode_tokens, probes.decode_floor, progress)
+        genai_check = _check_genai(folder, probes.tokens, session.vocab_size)
+    return Verification(checks=(node_check, model_check, decode_check, genai_check))
+
+
+def _check_nodes(graph: PackageGraph, probes: Mapping[str, NodeProbe], progress: Progress) -> Check:
+    if not probes:
+        return Check(name="nodes", detail="skipped: no quantized node", forced="skipped")
+    errors: dict[str, float] = {}
+    for i, (name, probe) in enumerate(sorted(probes.items())):
+        errors[name] = probe_error(graph, name, probe)
+        progress(i + 1, len(probes), "nodes")
+    worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
+    return Check(
+        name="nodes",
+        numbers={"error": errors[worst], "nodes": float(len(errors))},
+        limits={"error": TOLERANCE},
+        detail=f"largest error at {worst}",
+    )
+
+
+def _check_decode(session: OrtSession, tokens: IntArray, floor: NoiseFloor, progress: Progress) -> Check:
+    steps = evaluate(session, tokens, reference=session, by_decode=True, progress=progress)
+    assert steps.reference_losses is not None
+    distance = Distance.between(steps.losses, steps.reference_losses, steps.kl)
+    return _check_distance("decode", distance, floor, steps.top1_agreement)
+
+
+def _check_distance(name: str, distance: Distance, floor: NoiseFloor, agreement: float | None) -> Check:
+    numbers = {name: value for name, value in vars(distance).items() if not np.isnan(value)}
+    floors = {f"floor_{name}": value for name, value in vars(floor).items()}
+    if agreement is not None:
+        numbers["top1_agreement"] = agreement
+    return Check(
+        name=name,
+        numbers={**numbers, **floors},
+        limits={key: limit for key, limit in floor.limits.items() if key in numbers},
+        detail="" if "kl_nats" in numbers else "against the losses stored at export",
+    )
+
+
+def _check_genai(folder: Path, tokens: IntArray, vocab_size: int) -> Check:
+    answer = genai_generates(folder, [int(i) for i in tokens[0, :PROMPT_TOKENS]], vocab_size)
+    if answer == NOT_INSTALLED:
+        return Check(name="genai", detail=answer, forced="skipped")
+    return Check(name="genai", detail=answer, forced="pass" if answer == "pass" else "fail")
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None
