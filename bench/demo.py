@@ -16,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 from smollm2 import fetch
 
 WORK = Path(__file__).parents[1] / ".demo"

@@ -1,7 +1,8 @@
 """Prefill and decode speed on CPU: qtool's package beside the onnxruntime-genai builder's int4 model.
 
 Same checkpoint, same runtime, same machine, engines asked in turn within each round; what is printed and stored is
-the ratio of each round, so that a machine that drifts drifts for both. Run it alone: `make bench`.
+the ratio of each round, so that a machine that drifts drifts for both. The builder is there twice: as it comes
+(block 32), and with qtool's block of 64, which is the like-for-like comparison. Run it alone: `make bench`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from smollm2 import fetch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PEER = "genai builder int4"
+PEER = "builder int4, block 32"
 
 
 class Engine:
@@ -63,21 +64,25 @@ def qtool(*arguments: str) -> None:
     run(sys.executable, "-m", "qtool.cli", *arguments)
 
 
-def build(work: Path) -> tuple[Path, Path]:
-    """The two folders: qtool's package (W4A8, GPTQ, defaults) and the builder's int4 model of the same weights."""
-    model = fetch(work)
-    ours, theirs = work / "package", work / "genai-int4"
-    if not ours.exists():
-        qtool("quantize", str(model), "-o", str(work / "checkpoint"), "--scheme", "W4A8")
-        qtool("export", str(work / "checkpoint"), "-o", str(ours))
-    if not theirs.exists():
-        folder = work / "hf"
-        write_hf_folder(model, folder)
+def build_ours(work: Path) -> Path:
+    """qtool's package: W4A8, GPTQ, all defaults."""
+    if not (work / "package").exists():
+        qtool("quantize", str(fetch(work)), "-o", str(work / "checkpoint"), "--scheme", "W4A8")
+        qtool("export", str(work / "checkpoint"), "-o", str(work / "package"))
+    return work / "package"
+
+
+def build_theirs(work: Path, block: int) -> Path:
+    """The builder's int4 model of the same weights."""
+    folder, output = work / "hf", work / f"builder-int4-{block}"
+    if not folder.exists():
+        write_hf_folder(fetch(work), folder)
+    if not output.exists():
         run(
-            *(sys.executable, "-m", "onnxruntime_genai.models.builder"),
-            *("-m", str(folder), "-o", str(theirs), "-p", "int4", "-e", "cpu", "-c", str(work / "cache")),
+            *(sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(folder), "-o", str(output)),
+            *("-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", f"block_size={block}"),
         )
-    return ours, theirs
+    return output
 
 
 def write_hf_folder(model: Path, folder: Path) -> None:
@@ -115,9 +120,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    ours, theirs = build(options.work)
+    ours = build_ours(options.work)
     engines = {
-        PEER: Engine("genai", theirs, options.threads),
+        PEER: Engine("genai", build_theirs(options.work, 32), options.threads),
+        "builder int4, block 64": Engine("genai", build_theirs(options.work, 64), options.threads),
         "qtool package in genai": Engine("genai", ours, options.threads),
         "qtool package in qtool": Engine("qtool", ours, options.threads),
     }

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -52,7 +52,7 @@ class Rule(_Strict):
     symmetric: bool = True
     activation: str | None = None
     quantizer: str = "gptq"
-    options: QuantizerOptions = QuantizerOptions()
+    options: QuantizerOptions = Field(default_factory=QuantizerOptions)
 
     @field_validator("match", mode="before")
     @classmethod
@@ -78,7 +78,7 @@ class Assignment:
     module: str
     scheme: LayerScheme | None
     quantizer: str = "rtn"
-    options: QuantizerOptions = QuantizerOptions()
+    options: QuantizerOptions = field(default_factory=QuantizerOptions)
     reason: str = ""
 
 
@@ -112,7 +112,8 @@ class Recipe(_Strict):
             raise _usage_error(name, error) from None
         for rule in recipe.rules:
             if rule.quantizer not in QUANTIZERS:
-                raise UsageError(f"{name}: quantizer {rule.quantizer!r}", "unknown", nearest(rule.quantizer, QUANTIZERS))
+                what = f"{name}: quantizer {rule.quantizer!r}"
+                raise UsageError(what, "unknown", nearest(rule.quantizer, QUANTIZERS))
             rule.layer_scheme()
             for pattern in rule.patterns:
                 compile_pattern(pattern)

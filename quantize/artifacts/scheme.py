@@ -165,7 +165,6 @@ def _activation_scheme(name: str, fmt: NumericFormat, activation: str, group: in
     if activation == "per_tensor":
         return TensorScheme(format=fmt, granularity=PerTensor(), dynamic=False)
     if fmt.kind == "float" or group is None:
-        raise UsageError(
-            f"scheme {name}", "per_token_group activations need integer weights in groups", "set group_size: 32, 64 or 128"
-        )
+        why = "per_token_group activations need integer weights in groups"
+        raise UsageError(f"scheme {name}", why, "set group_size: 32, 64 or 128")
     return TensorScheme(format=fmt, granularity=PerTokenGroup(group), dynamic=True)

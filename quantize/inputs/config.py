@@ -127,7 +127,8 @@ def _activation(label: str, raw: Mapping[str, Any]) -> str:
 
 
 def _biases(label: str, raw: Mapping[str, Any], row: Architecture) -> dict[str, bool]:
-    """The bias switches of this family; a switch the family does not have must be off."""
+    """The bias switches of this family. One that it does not have changes nothing in its network and is dropped; bias
+    tensors that the network has no place for are refused when the tensors are checked."""
     switches = {key: boolean(f"{label}: {key}", _or(raw, key, False)) for key in ("attention_bias", "mlp_bias")}
     return {key: value for key, value in switches.items() if key in row.flags}
 

@@ -1,9 +1,9 @@
 """The built-in corpus: text that every machine with CPython already has, split so that its halves share nothing.
 
 Whole families of documents (a topic, a package) go to one half or the other by a hash of their name. A paragraph that
-stands in both halves (the reference repeats itself) is taken out of the calibration half. Sections of all documents take turns, three parts prose
-to two parts code, so that the first tokens already see many of them. Another Python version gives other text: what
-was read is recorded by its sha256.
+stands in both halves (the reference repeats itself) is taken out of the calibration half. Sections of all documents
+take turns, three parts prose to two parts code, so that the first tokens already see many of them. Another Python
+version gives other text: what was read is recorded by its sha256.
 """
 
 from __future__ import annotations

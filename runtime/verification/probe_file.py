@@ -19,7 +19,7 @@ from qtool.runtime.verification.node_probes import NodeProbe
 from qtool.runtime.verification.noise_floor import NoiseFloor
 
 FILE = "probes.safetensors"
-FORMAT = "1"
+FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,9 @@ def write_probes(folder: Path, probes: Probes) -> None:
         arrays[f"{name}#exponents"] = probe.exponents
         shapes[name] = [probe.columns, probe.block_size]
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(contiguous, folder / FILE, metadata={"format": FORMAT, "nodes": json.dumps(shapes, sort_keys=True)})
+    # One key only: safetensors writes several in an order that changes from run to run.
+    header = json.dumps({"format": FORMAT, "nodes": shapes}, sort_keys=True)
+    save_file(contiguous, folder / FILE, metadata={"qtool": header})
 
 
 def read_probes(folder: Path) -> Probes:
@@ -68,10 +70,10 @@ def read_probes(folder: Path) -> Probes:
         raise InputRefused(path, "is missing", "export the package again, with verification")
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            header = json.loads((file.metadata() or {}).get("qtool", "{}"))
+            if header.get("format") != FORMAT:
                 raise InputRefused(path, "has another format", "export the package again with this qtool")
-            shapes: dict[str, list[int]] = json.loads(metadata["nodes"])
+            shapes: dict[str, list[int]] = header["nodes"]
             return Probes(
                 nodes={
                     name: NodeProbe(
