@@ -31,13 +31,14 @@ def load_tokens(
     dataset: str | None,
     sequences: int,
     length: int,
+    vocab_size: int,
     calibration_windows: tuple[str, ...] = (),
 ) -> Tokens:
     """Tokens [sequences, length] of that text; a scoring text that overlaps the calibration text is refused."""
     from qtool.quantize.inputs import refuse_overlap, tokenize
 
     content = load_text(split, text, dataset)
-    tokens = tokenize(tokenizer_files, content, sequences=sequences, length=length)
+    tokens = tokenize(tokenizer_files, content, sequences=sequences, length=length, vocab_size=vocab_size)
     if calibration_windows:
         refuse_overlap(calibration_windows, content)
     return tokens

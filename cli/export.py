@@ -32,7 +32,8 @@ def command(checkpoint: str, output: Path, target: str, verify: bool, threads: i
 
     Verification (exit 5 when it fails, and then nothing is written): every lowered node against the reference on
     the same input; the model's logits against the reference, judged by a noise floor measured beside it; prefill
-    against token-by-token decode; and onnxruntime-genai, when installed, generates from the folder.
+    against token-by-token decode; and onnxruntime-genai, when installed, generates from the folder. A package made with
+    --no-verify holds no probes: `qtool verify` and `qtool check` refuse it.
     """
     from qtool.cli.progress import notes, out, progress
     from qtool.cli.report import print_verification

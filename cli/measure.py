@@ -41,13 +41,19 @@ def command(
     from qtool.cli.progress import notes, out, progress
     from qtool.quantize.architectures import architecture_of
     from qtool.quantize.artifacts.store import check_output, stage
-    from qtool.quantize.inputs import open_model
+    from qtool.quantize.inputs import open_model, token_texts
 
     check_output(output)
     source = open_model(model)
     notes(source.notes)
     tokens = load_tokens(
-        "calibration", source.tokenizer_files, text=text, dataset=dataset, sequences=sequences, length=length
+        "calibration",
+        source.tokenizer_files,
+        text=text,
+        dataset=dataset,
+        sequences=sequences,
+        length=length,
+        vocab_size=source.config["vocab_size"],
     )
 
     import torch
@@ -60,18 +66,23 @@ def command(
     groups = architecture_of(source.config).linear_groups
     with progress("measure") as report_progress:
         statistics = measure(source, tokens.ids, groups=groups, progress=report_progress)
+    texts = token_texts(source.tokenizer_files, (top.token for site in statistics.sites.values() for top in site.top))
     with stage(output) as staging:
         statistics.save(staging.path)
         manifest = staging.commit(
             Manifest(
                 kind="statistics",
                 parents=(Parent(kind="model", digest=source.digest), Parent(kind="text", digest=tokens.text_sha256)),
-                details={"tokens": list(tokens.ids.shape), "threads": threads},
+                details={
+                    "tokens": list(tokens.ids.shape),
+                    "threads": threads,
+                    "token_texts": {str(i): text for i, text in texts.items()},
+                },
             )
         )
     if as_json:
-        rows = statistics_rows(statistics)
+        rows = statistics_rows(statistics, texts)
         click.echo(json.dumps({"output": str(output), "digest": manifest.digest, "sites": rows}, indent=2))
         return
-    print_statistics(statistics)
+    print_statistics(statistics, texts)
     out.print(f"wrote {output}  sha256 {manifest.digest[:16]}", markup=False)

@@ -72,7 +72,13 @@ def command(
     tokens = None
     if any(a.scheme is not None and a.quantizer == "gptq" for a in assignments.values()):
         tokens = load_tokens(
-            "calibration", source.tokenizer_files, text=text, dataset=dataset, sequences=sequences, length=length
+            "calibration",
+            source.tokenizer_files,
+            text=text,
+            dataset=dataset,
+            sequences=sequences,
+            length=length,
+            vocab_size=source.config["vocab_size"],
         )
 
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,11 +101,11 @@ def _numbers(numbers: dict[str, float | None], limits: dict[str, float]) -> str:
     return "\n".join(shown)
 
 
-def print_statistics(statistics: Statistics) -> None:
+def print_statistics(statistics: Statistics, texts: Mapping[int, str]) -> None:
     """The sites with the largest values, and where those values sit."""
-    rows = statistics_rows(statistics)
+    rows = statistics_rows(statistics, texts)
     largest = sorted(rows, key=lambda row: -row["amax"])[:LARGEST_SITES]
-    columns = ["site", "amax", "std", "kurtosis", "token max/median", "worst channel", "sequence:position", "token id"]
+    columns = ["site", "amax", "std", "kurtosis", "token max/median", "worst channel", "sequence:position", "token"]
     cells = [
         [
             row["site"],
@@ -114,15 +115,15 @@ def print_statistics(statistics: Statistics) -> None:
             f"{row['token_ratio_max']:.4g}",
             row["top"][0]["channel"],
             f"{row['top'][0]['sequence']}:{row['top'][0]['position']}",
-            row["top"][0]["token"],
+            repr(row["top"][0]["text"]),
         ]
         for row in largest
     ]
     table(f"the {len(largest)} largest of {len(rows)} sites", columns, cells)
 
 
-def statistics_rows(statistics: Statistics) -> list[dict[str, Any]]:
-    """One plain row a site, in the order of the forward pass."""
+def statistics_rows(statistics: Statistics, texts: Mapping[int, str]) -> list[dict[str, Any]]:
+    """One plain row a site, in the order of the forward pass; `texts` says what token ids stand for."""
     return [
         {
             "site": name,
@@ -134,7 +135,7 @@ def statistics_rows(statistics: Statistics) -> list[dict[str, Any]]:
             "kurtosis": site.kurtosis,
             "token_ratio_mean": site.ratio_mean,
             "token_ratio_max": site.ratio_max,
-            "top": [asdict(value) for value in site.top],
+            "top": [{**asdict(value), "text": texts[value.token]} for value in site.top],
         }
         for name, site in statistics.sites.items()
     ]

@@ -35,6 +35,7 @@ def score(
         dataset=dataset,
         sequences=sequences,
         length=length,
+        vocab_size=scored.session.vocab_size,
         calibration_windows=scored.calibration_windows,
     )
     other = open_subject(reference, threads=threads, length=length) if reference is not None else None

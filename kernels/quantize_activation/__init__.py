@@ -1,7 +1,7 @@
 """Activations to codes and back, exactly as the runtimes do it.
 
 Integers: scale = max|a| / 127, code = round-half-even(a × (127 / max|a|)) in −127…127, an all-zero range gives
-scale 0 and codes 0. Per token and block this is what ONNX Runtime's MatMulNBits computes at accuracy_level 4.
+scale 0 and codes 0; a range too small to be divided by counts as zero. Per token and block this is what ONNX Runtime's MatMulNBits computes at accuracy_level 4.
 FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
 """
 
@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 INT8_MAX = 127.0
 E4M3_MAX = 448.0
+SMALLEST_RANGE = 2.0**-120  # below it 127 / max|a| overflows, or max|a| / 448 is subnormal
 
 
 def quantize_int8(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,8 @@ def quantize_int8(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, 
     """
     blocks = _blocks(x, group_size)
     amax = blocks.abs().amax(dim=-1, keepdim=True)
-    codes = torch.round(blocks * torch.where(amax > 0, INT8_MAX / amax, amax))
+    # amax × 0 is zero for a small range, and NaN for NaN.
+    codes = torch.round(blocks * torch.where(amax > SMALLEST_RANGE, INT8_MAX / amax, amax * 0))
     return codes, amax / INT8_MAX
 
 
@@ -45,7 +47,7 @@ def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
 def fake_quantize_fp8(x: Tensor) -> Tensor:
     """Dynamic FP8 E4M3 per token, and back. [..., K] to [..., K]."""
     amax = x.abs().amax(dim=-1, keepdim=True)
-    scale = torch.where(amax > 0, amax / E4M3_MAX, torch.ones_like(amax))
+    scale = torch.where(amax > SMALLEST_RANGE, amax / E4M3_MAX, torch.ones_like(amax))
     return _cast_e4m3(x / scale) * scale
 
 

@@ -9,7 +9,7 @@ from qtool.quantize.inputs.overlap import overlap_windows, refuse_overlap
 from qtool.quantize.inputs.recipe_file import read_recipe
 from qtool.quantize.inputs.source_model import SourceModel, check_finite
 from qtool.quantize.inputs.text import read_text
-from qtool.quantize.inputs.tokens import Tokens, tokenize
+from qtool.quantize.inputs.tokens import Tokens, token_texts, tokenize
 
 __all__ = [
     "SourceModel",
@@ -22,5 +22,6 @@ __all__ = [
     "read_recipe",
     "read_text",
     "refuse_overlap",
+    "token_texts",
     "tokenize",
 ]

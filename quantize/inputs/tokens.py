@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,13 @@ def tokenize(
         tokenizer_sha256=hashlib.sha256(tokenizer_files[TOKENIZER]).hexdigest(),
         windows=overlap_windows(text[:used]),
     )
+
+
+def token_texts(tokenizer_files: Mapping[str, bytes], ids: Iterable[int]) -> dict[int, str]:
+    """What single token ids stand for, for people to read."""
+    tokenizer = _load(tokenizer_files[TOKENIZER])
+    with refuse_failures(TOKENIZER, "give the model's own tokenizer.json"):
+        return {i: tokenizer.decode([i], skip_special_tokens=False) for i in sorted(set(ids))}
 
 
 def _load(data: bytes) -> Any:

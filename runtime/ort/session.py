@@ -124,7 +124,7 @@ class OrtSession:
 
     def close(self) -> None:
         """See Session."""
-        del self._binding, self._session
+        self._binding = self._session = None
         self._cache.clear()
 
     def __enter__(self) -> Self:

@@ -276,7 +276,7 @@ def test_damage_is_refused(name: str, tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_changed_byte_is_refused_or_read(data: st.DataObject, tmp_path: Path) -> None:
+def test_any_changed_byte_is_refused_or_read(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "good.gguf"
     if not path.exists():
         write_gguf(path)
