@@ -85,7 +85,7 @@ def row(variant: Variant) -> list[str]:
     if variant.exported:
         with OrtSession(folder, max_length=640) as session:
             timed = measure_throughput(session, prompt_tokens=512, decode_tokens=64, rounds=3)
-        speed = [f"{timed.prefill.median:.0f}", f"{timed.decode.median:.0f}"]
+        speed = [f"{timed.prefill_tokens_per_s.median:.0f}", f"{timed.decode_tokens_per_s.median:.0f}"]
     assert report.reference is not None
     agreement, kl = f"{100 * report.reference.top1_agreement:.1f} %", f"{report.reference.kl_nats:.4f}"
     return [variant.name, f"{bits:.2f}", f"{size / 1e6:.0f}", f"{report.perplexity:.3f}", kl, agreement, *speed]

@@ -47,10 +47,7 @@ def command(
     max_perplexity_increase: float,
     max_kl: float,
     junit: Path | None,
-    text: Path | None,
-    dataset: str | None,
-    sequences: int,
-    length: int,
+    corpus: options.CorpusChoice,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -73,9 +70,7 @@ def command(
         verification = verify_package(package, threads=threads, progress=report_progress)
     if not verification.passed:
         raise GateFailed(package, f"does not compute what was scored: {verification.failure}", "export it again")
-    current, _ = score(
-        str(package), None, text=text, dataset=dataset, sequences=sequences, length=length, threads=threads
-    )
+    current, _ = score(str(package), None, corpus, threads=threads)
     if stored is None:
         current.write(baseline, replace=True)
         out.print(f"baseline {baseline}: perplexity {current.perplexity:.4f}", markup=False)

@@ -28,10 +28,7 @@ def command(
     subject: str,
     reference: str | None,
     output: Path | None,
-    text: Path | None,
-    dataset: str | None,
-    sequences: int,
-    length: int,
+    corpus: options.CorpusChoice,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -47,15 +44,7 @@ def command(
 
     if output is not None:
         check_output(output)
-    report, lines = score(
-        subject,
-        reference,
-        text=text,
-        dataset=dataset,
-        sequences=sequences,
-        length=length,
-        threads=threads,
-    )
+    report, lines = score(subject, reference, corpus, threads=threads)
     notes(lines)
     if output is not None:
         report.write(output)

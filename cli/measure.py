@@ -25,10 +25,7 @@ Examples:
 def command(
     model: str,
     output: Path,
-    text: Path | None,
-    dataset: str | None,
-    sequences: int,
-    length: int,
+    corpus: options.CorpusChoice,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -46,15 +43,7 @@ def command(
     check_output(output)
     source = open_model(model)
     notes(source.notes)
-    tokens = load_tokens(
-        "calibration",
-        source.tokenizer_files,
-        text=text,
-        dataset=dataset,
-        sequences=sequences,
-        length=length,
-        vocab_size=source.config["vocab_size"],
-    )
+    tokens = load_tokens("calibration", source.tokenizer_files, corpus, vocab_size=source.config["vocab_size"])
 
     import torch
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 
@@ -30,31 +30,42 @@ threads = click.option(
 )
 
 
-def corpus(*, sequences: int, purpose: str) -> Callable[[F], F]:
-    """--text, --dataset, --sequences and --length: the tokens that calibrate or score."""
+@dataclass(frozen=True, kw_only=True)
+class CorpusChoice:
+    """Which tokens a command was asked to read; neither text nor dataset means the built-in corpus."""
 
-    def decorate(function: F) -> F:
-        for option in reversed(
-            (
-                click.option("--text", type=PATH, help=f"A UTF-8 text file to {purpose} on."),
-                click.option("--dataset", metavar="OWNER/NAME", help=f"A hub data set to {purpose} on."),
-                click.option(
-                    "--sequences",
-                    type=click.IntRange(1, 1_000_000),
-                    default=sequences,
-                    show_default=True,
-                    help="How many sequences of the text.",
-                ),
-                click.option(
-                    "--length",
-                    type=click.IntRange(8, 1_048_576),
-                    default=512,
-                    show_default=True,
-                    help="Tokens in a sequence.",
-                ),
-            )
-        ):
-            function = option(function)
-        return function
+    text: Path | None
+    dataset: str | None
+    sequences: int
+    length: int
+
+
+def corpus(*, sequences: int, purpose: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--text, --dataset, --sequences and --length, handed to the command as one argument `corpus`."""
+    choices = (
+        click.option("--text", type=PATH, help=f"A UTF-8 text file to {purpose} on."),
+        click.option("--dataset", metavar="OWNER/NAME", help=f"A hub data set to {purpose} on."),
+        click.option(
+            "--sequences",
+            type=click.IntRange(1, 1_000_000),
+            default=sequences,
+            show_default=True,
+            help="How many sequences of the text.",
+        ),
+        click.option(
+            "--length", type=click.IntRange(8, 1_048_576), default=512, show_default=True, help="Tokens in a sequence."
+        ),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_choice(text: Path | None, dataset: str | None, sequences: int, length: int, **rest: Any) -> None:
+            choice = CorpusChoice(text=text, dataset=dataset, sequences=sequences, length=length)
+            command(corpus=choice, **rest)
+
+        wrapped: Callable[..., None] = with_choice
+        for option in reversed(choices):
+            wrapped = option(wrapped)
+        return wrapped
 
     return decorate

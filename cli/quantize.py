@@ -46,10 +46,7 @@ def command(
     output: Path,
     recipe: Path | None,
     statistics_path: Path | None,
-    text: Path | None,
-    dataset: str | None,
-    sequences: int,
-    length: int,
+    corpus: options.CorpusChoice,
     threads: int,
     as_json: bool,
     **preset: Any,
@@ -71,15 +68,7 @@ def command(
     notes(source.notes)
     tokens = None
     if any(a.scheme is not None and a.quantizer == "gptq" for a in assignments.values()):
-        tokens = load_tokens(
-            "calibration",
-            source.tokenizer_files,
-            text=text,
-            dataset=dataset,
-            sequences=sequences,
-            length=length,
-            vocab_size=source.config["vocab_size"],
-        )
+        tokens = load_tokens("calibration", source.tokenizer_files, corpus, vocab_size=source.config["vocab_size"])
 
     import torch
 

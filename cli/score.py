@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.cli.corpus import load_tokens
+from qtool.cli.options import CorpusChoice
 from qtool.cli.progress import progress
 from qtool.cli.subject import open_subject
 
@@ -14,31 +14,21 @@ if TYPE_CHECKING:
 
 
 def score(
-    subject: str,
-    reference: str | None,
-    *,
-    text: Path | None,
-    dataset: str | None,
-    sequences: int,
-    length: int,
-    threads: int,
+    subject: str, reference: str | None, corpus: CorpusChoice, *, threads: int
 ) -> tuple[EvaluationReport, tuple[str, ...]]:
     """Score a package, checkpoint or model; returns the report and notes to print."""
     from qtool.runtime.evaluate import evaluate
     from qtool.runtime.report import EvaluationReport
 
-    scored = open_subject(subject, threads=threads, length=length)
+    scored = open_subject(subject, threads=threads, length=corpus.length)
     tokens = load_tokens(
         "scoring",
         scored.tokenizer_files,
-        text=text,
-        dataset=dataset,
-        sequences=sequences,
-        length=length,
+        corpus,
         vocab_size=scored.session.vocab_size,
         calibration_windows=scored.calibration_windows,
     )
-    other = open_subject(reference, threads=threads, length=length) if reference is not None else None
+    other = open_subject(reference, threads=threads, length=corpus.length) if reference is not None else None
     lines = scored.notes
     if other is not None and other.model_digest != scored.model_digest:
         lines += (f"{reference} is not the model that {subject} was made from",)

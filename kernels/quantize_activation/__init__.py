@@ -1,7 +1,8 @@
 """Activations to codes and back, exactly as the runtimes do it.
 
 Integers: scale = max|a| / 127, code = round-half-even(a × (127 / max|a|)) in −127…127, an all-zero range gives
-scale 0 and codes 0; a range too small to be divided by counts as zero. Per token and block this is what ONNX Runtime's MatMulNBits computes at accuracy_level 4.
+scale 0 and codes 0; a range too small to be divided by counts as zero. Per token and block this is what ONNX
+Runtime's MatMulNBits computes at accuracy_level 4.
 FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
 """
 

@@ -172,11 +172,12 @@ class QuantizedCheckpoint:
         """
         scheme, (n, k) = self.schemes[module], self.shapes[module]
         codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale")
-        if scheme.weight.format.bits == 4:
-            codes = unpack_int4(codes, columns=k)
+        four_bit = scheme.weight.format.bits == 4
         group = group_size_of(scheme.weight.granularity) or k
-        if tuple(codes.shape) != (n, k) or tuple(scale.shape) != (n, -(-k // group)):
+        if tuple(codes.shape) != (n, -(-k // 2) if four_bit else k) or tuple(scale.shape) != (n, -(-k // group)):
             raise InputRefused(f"{self.folder}: {module}", "shapes do not match the manifest", "quantize again")
+        if four_bit:
+            codes = unpack_int4(codes, columns=k)
         if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
             raise InputRefused(f"{self.folder}: {module}.scale", "is not finite and positive", "quantize again")
         return QuantizedTensor(

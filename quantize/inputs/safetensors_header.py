@@ -6,6 +6,7 @@ back without hole or overlap. Format: https://huggingface.co/docs/safetensors.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -90,24 +91,13 @@ def _record(label: str, entry: Any, first: int) -> TensorRecord:
     if not _counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0] or offsets[1] >= MAX_BYTES:
         raise InputRefused(f"{label}: data_offsets", "is not a range of bytes", AGAIN)
     size = offsets[1] - offsets[0]
-    if _bits(shape, BITS[dtype]) != 8 * size:
+    if math.prod(shape) * BITS[dtype] != 8 * size:  # integers of any length: nothing overflows
         raise InputRefused(label, f"{dtype} of shape {shape!s:.80} does not take the {size} bytes of its range", AGAIN)
     return TensorRecord(dtype, tuple(shape), first + offsets[0], size)
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < MAX_BYTES for item in value)
-
-
-def _bits(shape: list[int], bits: int) -> int:
-    """Bits of a tensor; -1 as soon as the product leaves 63 bits, so that it equals no range."""
-    if 0 in shape:
-        return 0
-    for dimension in shape:
-        bits *= dimension
-        if bits >= 8 * MAX_BYTES:
-            return -1
-    return bits
 
 
 def _check_ranges(label: str, records: dict[str, TensorRecord], first: int, file_size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_group_reads_one_input_and_groups_run_in_order(family: str, tiny_model
     for group in row.linear_groups:
         assert all(torch.equal(seen[group[0]], seen[name]) for name in group)
     firsts = [seen[group[0]] for group in row.linear_groups]
-    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(firsts, firsts[1:], strict=False))
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in pairwise(firsts))
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

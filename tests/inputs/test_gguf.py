@@ -158,11 +158,10 @@ def test_llama3_divisors_are_transformers_own() -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    rope = {"rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope: dict[str, Any] = {"rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope |= {"original_max_position_embeddings": 8192, "factor": 8.0}
-    config = LlamaConfig(
-        hidden_size=128, num_attention_heads=1, max_position_embeddings=2**17, rope_parameters={"rope_type": "llama3", **rope}
-    )
+    rope["rope_type"] = "llama3"
+    config = LlamaConfig(hidden_size=128, num_attention_heads=1, max_position_embeddings=2**17, rope_parameters=rope)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500000.0 ** (-np.arange(0, 128, 2) / 128)
     np.testing.assert_allclose(plain / scaled.numpy(), llama3_divisors(500000.0, 128, 8.0), rtol=1e-5)
@@ -274,7 +273,13 @@ def test_damage_is_refused(name: str, tmp_path: Path) -> None:
         open_model(str(tmp_path / "m.gguf"))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.data())
 def test_any_changed_byte_is_refused_or_read(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "good.gguf"

@@ -71,8 +71,9 @@ def test_control_tokens_are_special_and_user_tokens_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pre", "flag", "begins"), [("smollm", None, False), ("smollm", True, True), ("llama-bpe", None, True), ("llama-bpe", False, False)]
-)  # fmt: skip
+    ("pre", "flag", "begins"),
+    [("smollm", None, False), ("smollm", True, True), ("llama-bpe", None, True), ("llama-bpe", False, False)],
+)
 def test_bos(pre: str, flag: bool | None, begins: bool) -> None:
     files = gguf_tokenizer_files("f", metadata(pre=pre, add_bos_token=flag), CONFIG)
     tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])

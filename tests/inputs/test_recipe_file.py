@@ -89,7 +89,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "empty": (b"", "empty"),
     "too large": (b"#" * 2**21, "2097152 bytes"),
     "no rules": ("version: 1\n", "rules"),
-    "merge key": ("<<: {a: 1}\n", "<<"),
+    "merge key": (GOOD + "<<: {seed: 1}\n", "line 11: <<: unknown key"),
 }
 
 
