@@ -67,7 +67,11 @@ def command(checkpoint: str, output: Path, target: str, verify: bool, threads: i
         result = None
         if verify:
             tokens = tokenize(
-                weights.tokenizer_files, builtin_text("scoring"), sequences=VERIFY_SEQUENCES, length=VERIFY_LENGTH
+                weights.tokenizer_files,
+                builtin_text("scoring"),
+                sequences=VERIFY_SEQUENCES,
+                length=VERIFY_LENGTH,
+                vocab_size=weights.source.config["vocab_size"],
             )
             with progress("verify") as report_progress:
                 result = verify_export(

@@ -35,6 +35,7 @@ Examples:
 @click.option("--asymmetric", is_flag=True, help="Weights with zero points.")
 @click.option("--activation", help="per_token, per_token_group (ONNX Runtime's CPU kernel) or per_tensor.")
 @click.option("--quantizer", help="gptq (default) or rtn.")
+@click.option("--lm-head", help="The head's scheme, or float; by default W8A8 under W4A8, float under W4A16 and FP8.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a name, * wildcards or re:REGEX.")
 @click.option("--seed", type=click.IntRange(0), help="Recorded in the recipe.")
 @click.option("--statistics", "statistics_path", type=options.PATH, help="From `qtool measure`; per_tensor needs it.")

@@ -21,6 +21,7 @@ from qtool.quantize.artifacts.scheme import PRESETS, LayerScheme, layer_scheme
 
 RECIPE_VERSION = 1
 QUANTIZERS = ("rtn", "gptq")
+HEAD, FLOAT = "lm_head", "float"
 
 
 class _Strict(BaseModel):
@@ -123,16 +124,37 @@ class Recipe(_Strict):
 
     @staticmethod
     def preset(
-        scheme: str, *, quantizer: str = "gptq", ignore: Iterable[str] = (), seed: int = 0, **rule: Any
+        scheme: str,
+        *,
+        quantizer: str = "gptq",
+        ignore: Iterable[str] = (),
+        seed: int = 0,
+        lm_head: str | None = None,
+        **rule: Any,
     ) -> Recipe:
-        """The one-rule recipe behind `--scheme`; keyword arguments are fields of Rule."""
-        return Recipe.from_data(
-            {
-                "seed": seed,
-                "ignore": list(ignore),
-                "rules": [{"match": "*", "scheme": scheme, "quantizer": quantizer, **rule}],
+        """The recipe behind `--scheme`: one rule for all linears, and one for the head where it gets its own scheme.
+
+        Args:
+            scheme: a key of PRESETS.
+            quantizer, ignore, seed: as in the recipe.
+            lm_head: the head's scheme, or "float"; None takes the preset's own.
+            rule: more fields of Rule, for both rules. The head shares the others' group size and activation, which
+                a target computes alike for all linears.
+        """
+        if scheme not in PRESETS:
+            raise UsageError(f"scheme {scheme!r}", "unknown", nearest(scheme, PRESETS))
+        head = lm_head or PRESETS[scheme].lm_head or FLOAT
+        common = {"quantizer": quantizer, **rule}
+        rules = [{"match": "*", "scheme": scheme, **common}]
+        if head not in (FLOAT, scheme):
+            preset = PRESETS[scheme]
+            shared = {
+                "group_size": rule.get("group_size") or preset.group_size or "channel",
+                "activation": rule.get("activation") or preset.default_activation,
             }
-        )
+            rules.append({"match": HEAD, "scheme": head, **common, **shared})
+        kept = [*ignore, *([HEAD] if head == FLOAT else [])]
+        return Recipe.from_data({"seed": seed, "ignore": kept, "rules": rules})
 
     def to_data(self) -> dict[str, Any]:
         """Plain data that `from_data` reads back equal."""

@@ -99,19 +99,30 @@ class LayerScheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named scheme before its options are filled in: formats and default grouping."""
+    """A named scheme before its options are filled in.
+
+    Attributes:
+        weight, activation: formats; no activation format means a float input.
+        group_size: along K; None is per channel.
+        default_activation: one of ACTIVATIONS.
+        lm_head: the scheme the head gets where `--scheme` alone is given; None keeps it in float. Four bits are too
+            few for a head that is also the embedding (docs/log.md has the numbers).
+    """
 
     weight: NumericFormat
     activation: NumericFormat | None
     group_size: int | None
     default_activation: str
+    lm_head: str | None
 
 
 PRESETS: dict[str, Preset] = {
-    "W4A16": Preset(weight=INT4, activation=None, group_size=64, default_activation="per_token"),
-    "W4A8": Preset(weight=INT4, activation=INT8, group_size=64, default_activation="per_token_group"),
-    "W8A8": Preset(weight=INT8, activation=INT8, group_size=None, default_activation="per_token"),
-    "FP8_DYNAMIC": Preset(weight=FP8_E4M3, activation=FP8_E4M3, group_size=None, default_activation="per_token"),
+    "W4A16": Preset(weight=INT4, activation=None, group_size=64, default_activation="per_token", lm_head=None),
+    "W4A8": Preset(weight=INT4, activation=INT8, group_size=64, default_activation="per_token_group", lm_head="W8A8"),
+    "W8A8": Preset(weight=INT8, activation=INT8, group_size=None, default_activation="per_token", lm_head="W8A8"),
+    "FP8_DYNAMIC": Preset(
+        weight=FP8_E4M3, activation=FP8_E4M3, group_size=None, default_activation="per_token", lm_head=None
+    ),
 }
 
 

@@ -99,6 +99,18 @@ def test_endless_words_and_lines_take_bounded_time(text: str) -> None:
     assert tokens.ids.shape == (4, 256)
 
 
+def test_the_end_of_the_encoded_part_never_shows() -> None:
+    """Long tokens in a word without end: where the part is cut, its last token is another one than in the text."""
+    built = tokenizer()
+    model = json.loads(built.to_str())
+    pairs = ["ab", "abab", "abababab"]
+    model["model"]["vocab"] |= {token: 300 + i for i, token in enumerate(pairs)}
+    model["model"]["merges"] = [[pair[: len(pair) // 2]] * 2 if len(pair) > 2 else ["a", "b"] for pair in pairs]
+    data = {"tokenizer.json": json.dumps(model).encode()}
+    for count in range(150, 260):
+        assert (tokenize(data, "ab" * 5000, sequences=1, length=count).ids == 302).all()
+
+
 def test_ids_beyond_the_embedding_are_refused() -> None:
     highest = int(tokenize(files(), TEXT, sequences=4, length=64).ids.max())
     tokenize(files(), TEXT, sequences=4, length=64, vocab_size=highest + 1)

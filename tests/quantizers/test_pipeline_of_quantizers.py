@@ -76,7 +76,7 @@ def logits(source: SourceModel, written: Mapping[str, QuantizedTensor]) -> torch
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_tensor_is_written_once(tiny_model: Make, family: str, tied: bool) -> None:
     source = open_model(str(tiny_model(family, tied=tied)))
-    writer, report = run(source, Recipe.preset("W4A8", group_size=32, ignore=["*.o_proj"]))
+    writer, report = run(source, Recipe.preset("W4A8", lm_head="W4A8", group_size=32, ignore=["*.o_proj"]))
     names = [*writer.floats, *(f"{m}.weight" for m in writer.quantized)]
     if tied:
         names[names.index("lm_head.weight")] = "model.embed_tokens.weight"
@@ -114,7 +114,7 @@ def test_later_linears_are_calibrated_on_what_will_run(
 
     monkeypatch.setattr(pipeline, "Hessian", Spy)
     source = open_model(str(tiny_model("qwen2", tied=tied)))
-    writer, _ = run(source, Recipe.preset("W4A8", group_size=32))
+    writer, _ = run(source, Recipe.preset("W4A8", lm_head="W4A8", group_size=32))
     network = load_network(source)
     if tied:
         network.model.embed_tokens.weight.data = writer.quantized["lm_head"].dequantize()
@@ -235,7 +235,7 @@ def test_reported_bits_are_the_bytes_on_disk(tiny_model: Make, tmp_path: Path) -
         writer = CheckpointWriter(staging.path, source.config)
         report = quantize_model(
             source,
-            assignments=Recipe.preset("W4A8", symmetric=False, group_size=32).assign(linear_names(source.config)),
+            assignments=Recipe.preset("W4A8", lm_head="W4A8", symmetric=False, group_size=32).assign(linear_names(source.config)),
             groups=architecture_of(source.config).linear_groups,
             tokens=TOKENS,
             statistics=None,
