@@ -39,7 +39,7 @@ VARIANTS = (
     Variant(name="float32", folder="float", quantize=None),
     Variant(name="W8A8", folder="w8a8", quantize=("--scheme", "W8A8", "--quantizer", "rtn", *("--group-size", "64"),
             "--activation", "per_token_group")),
-    Variant(name="FP8 (torch reference)", folder="fp8", quantize=("--scheme", "FP8_DYNAMIC", "--quantizer", "rtn"),
+    Variant(name="FP8 (torch reference)", folder="fp8", quantize=("--scheme", "FP8_DYNAMIC", "--sequences", "16"),
             exported=False),
     Variant(name="W4A8 RTN", folder="w4a8-rtn", quantize=("--scheme", "W4A8", "--quantizer", "rtn")),
     Variant(name="W4A8 GPTQ", folder="w4a8-gptq", quantize=("--scheme", "W4A8", "--quantizer", "gptq")),
