@@ -32,13 +32,15 @@ class QuantizerOptions(_Strict):
     """Knobs of the quantizers; each has a measured default.
 
     Attributes:
-        mse_clip: search the clipping range that minimises the weight's squared error (RTN and GPTQ grids).
+        mse_clip: search the clipping range that minimises the weight's squared error, weighted by the inputs' second
+            moments where the quantizer knows them. None is on for those that do (GPTQ) and off for those that do not
+            (RTN): unweighted, the search clips the very weights that outlier channels meet.
         act_order: GPTQ visits columns by falling Hessian diagonal; groups stay contiguous (static grids).
         damp: GPTQ adds damp × mean(diag H) to the diagonal; escalated, and recorded, when Cholesky fails.
         block_size: GPTQ columns per lazy update.
     """
 
-    mse_clip: bool = True
+    mse_clip: bool | None = None
     act_order: bool = True
     damp: float = Field(default=0.1, gt=0, lt=1)
     block_size: int = Field(default=128, ge=1, le=4096)

@@ -113,7 +113,8 @@ class _Grids:
         return Grid(scale=torch.stack(self._scales, dim=1), zero_point=zero)
 
     def _append(self, weight: Tensor, importance: Tensor) -> None:
-        grid = choose_grid(weight, self._scheme, mse_clip=self._options.mse_clip, importance=importance)
+        clip = self._options.mse_clip is not False
+        grid = choose_grid(weight, self._scheme, mse_clip=clip, importance=importance)
         self._scales += [column.contiguous() for column in grid.scale.T]
         if grid.zero_point is not None:
             self._zeros += [column.to(torch.float32).contiguous() for column in grid.zero_point.T]

@@ -9,7 +9,8 @@ import pytest
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.recipe import Recipe
 
-MODULES = [f"model.layers.{i}.{path}" for i in range(12) for path in ("self_attn.q_proj", "mlp.down_proj")] + ["lm_head"]
+PATHS = ("self_attn.q_proj", "mlp.down_proj")
+MODULES = [f"model.layers.{i}.{path}" for i in range(12) for path in PATHS] + ["lm_head"]
 RULE = {"match": "*", "scheme": "W4A8"}
 
 

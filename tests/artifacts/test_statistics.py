@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,11 @@ def test_kurtosis_of_known_distributions() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 9999), cuts=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True), coarse=st.booleans())
+@given(
+    seed=st.integers(0, 9999),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
+    coarse=st.booleans(),
+)
 def test_merging_in_any_order_is_one_run(seed: int, cuts: list[int], coarse: bool) -> None:
     rng = np.random.default_rng(seed)
     values = torch.from_numpy(rng.standard_normal((10, 5, 7)).astype(np.float32))
@@ -69,7 +74,7 @@ def test_merging_in_any_order_is_one_run(seed: int, cuts: list[int], coarse: boo
     whole = SiteStatistics.of(values, tokens, first_sequence=0)
     edges = [0, *sorted(cuts), 10]
     parts = [
-        SiteStatistics.of(values[a:b], tokens[a:b], first_sequence=a) for a, b in zip(edges, edges[1:], strict=False)
+        SiteStatistics.of(values[a:b], tokens[a:b], first_sequence=a) for a, b in itertools.pairwise(edges)
     ]
     rng.shuffle(parts)
     merged = parts[0]

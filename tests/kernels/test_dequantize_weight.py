@@ -28,4 +28,5 @@ def test_a_group_wider_than_the_row() -> None:
 
 def test_fp8_codes() -> None:
     codes = torch.tensor([[448.0, -0.5]]).to(torch.float8_e4m3fn)
-    assert dequantize_weight(codes, torch.tensor([[2.0]]), None, group_size=None, zero_code=0).tolist() == [[896.0, -1.0]]
+    weight = dequantize_weight(codes, torch.tensor([[2.0]]), None, group_size=None, zero_code=0)
+    assert weight.tolist() == [[896.0, -1.0]]

@@ -83,7 +83,8 @@ def test_every_tensor_is_written_once(tiny_model: Make, family: str, tied: bool)
     assert sorted(names) == sorted(source.names())
     assert [len([n for n in shard if n.startswith("model.layers.1.")]) > 0 for shard in writer.shards] == [0, 1, 0]
     assert (report.quantized, report.linears) == (13, 15)
-    assert report.skipped == dict.fromkeys([f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)], "ignored by '*.o_proj'")
+    kept = [f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)]
+    assert report.skipped == dict.fromkeys(kept, "ignored by '*.o_proj'")
     assert report.parameters == sum(source.read(name).size for name in source.names())
 
 
@@ -231,11 +232,12 @@ def test_infinite_activations_are_refused_by_layer(tiny_model: Make) -> None:
 
 def test_reported_bits_are_the_bytes_on_disk(tiny_model: Make, tmp_path: Path) -> None:
     source = open_model(str(tiny_model("qwen2")))
+    recipe = Recipe.preset("W4A8", lm_head="W4A8", symmetric=False, group_size=32)
     with stage(tmp_path / "checkpoint") as staging:
         writer = CheckpointWriter(staging.path, source.config)
         report = quantize_model(
             source,
-            assignments=Recipe.preset("W4A8", lm_head="W4A8", symmetric=False, group_size=32).assign(linear_names(source.config)),
+            assignments=recipe.assign(linear_names(source.config)),
             groups=architecture_of(source.config).linear_groups,
             tokens=TOKENS,
             statistics=None,
