@@ -13,16 +13,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 sys.path.insert(0, str(Path(__file__).parent))
 
+from qtool.cli.progress import out, table
 from smollm2 import fetch
 
 WORK = Path(__file__).parents[1] / ".demo"
 RUN = WORK / "run"
-console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ SHOWN = VARIANTS[-1]
 def qtool(*arguments: str | Path, expect: int = 0) -> None:
     """Run a qtool command, show it, and insist on its exit code."""
     shown = " ".join(f'"{a}"' if " " in str(a) else str(a) for a in arguments)
-    console.print(f"\n[bold]$ qtool {shown}[/bold]")
+    out.print(f"\n$ qtool {shown}", style="bold", markup=False)
     command = [sys.executable, "-m", "qtool.cli", *map(str, arguments)]
     code = subprocess.run(command, cwd=RUN, check=False).returncode
     if code != expect:
@@ -104,22 +101,17 @@ def main() -> None:
     qtool("run", package, "--prompt", "The three primary colours are", "--max-new-tokens", "40")
     qtool("check", package, "--baseline", "baseline.json", "--update-baseline")
     qtool("check", package, "--baseline", "baseline.json")
-    console.print("\nThe gate must also fail: round-to-nearest against the GPTQ baseline is a regression (exit 5).")
+    out.print("\nThe gate must also fail: round-to-nearest against the GPTQ baseline is a regression (exit 5).")
     qtool("check", "package-w4a8-rtn", "--baseline", "baseline.json", expect=5)
 
-    table = Table(title="SmolLM2-135M-Instruct, built-in scoring text, this machine", title_justify="left")
-    columns = ("", "bits per weight", "MB", "perplexity", "KL, nats", "top-1", "prefill tok/s", "decode tok/s")
-    for column in columns:
-        table.add_column(column, justify="left" if not column else "right")
-    for variant in VARIANTS:
-        table.add_row(*row(variant))
-    console.print()
-    console.print(table)
-    console.print(
+    columns = ["", "bits per weight", "MB", "perplexity", "KL, nats", "top-1", "prefill tok/s", "decode tok/s"]
+    out.print()
+    table("SmolLM2-135M-Instruct, built-in scoring text, this machine", columns, [row(v) for v in VARIANTS])
+    out.print(
         "The model's weights come from a Q4_1 file: they lie on a 32-wide asymmetric 4-bit grid already, and float32 "
         "here is that 4-bit model. The W4A8 rows are symmetric in groups of 64, which that grid does not favour."
     )
-    console.print(f"\n{time.monotonic() - started:.0f} s in all; everything is in {RUN}", markup=False)
+    out.print(f"\n{time.monotonic() - started:.0f} s in all; everything is in {RUN}", markup=False)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ This is the one place where a scheme becomes arithmetic in torch; calibration an
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -29,22 +30,28 @@ _STATIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class InputQuantizer:
     """What a scheme does to a linear's input, [..., K] to [..., K].
 
-    Linears that read one tensor may share one quantizer: the last input is remembered by identity, so q, k and v
-    quantize theirs once. Inputs must therefore not be changed in place between two calls.
+    Linears that read one tensor may share one quantizer: the result is remembered for as long as that tensor lives,
+    so q, k and v quantize theirs once. Inputs must therefore not be changed in place between two calls.
     """
 
     def __init__(self, scheme: TensorScheme | None, scale: Tensor | None) -> None:
         self._scheme = scheme
         self._scale = scale
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._input: ReferenceType[Tensor] | None = None
+        self._result: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The values that the integer or FP8 GEMM really multiplies."""
         if self._scheme is None:
             return x
-        if self._last is None or self._last[0] is not x:
-            self._last = (x, self._quantize(x, self._scheme))
-        return self._last[1]
+        if self._result is None or self._input is None or self._input() is not x:
+            self._result = self._quantize(x, self._scheme)
+            self._input = ref(x, self._forget)
+        return self._result
+
+    def _forget(self, gone: ReferenceType[Tensor]) -> None:
+        if gone is self._input:
+            self._input = self._result = None
 
     def _quantize(self, x: Tensor, scheme: TensorScheme) -> Tensor:
         if not scheme.dynamic:

@@ -42,7 +42,7 @@ class QuantizerOptions(_Strict):
 
     mse_clip: bool | None = None
     act_order: bool = True
-    damp: float = Field(default=0.1, gt=0, lt=1)
+    damp: float = Field(default=0.3, gt=0, lt=1)
     block_size: int = Field(default=128, ge=1, le=4096)
 
 

@@ -5,7 +5,10 @@ group computes its scheme's own arithmetic from then on, so that everything behi
 really run. When no rule needs data, no forward pass is run at all.
 
 A tied head is also the embedding. It is done first, and always rounded to nearest, so that every block is calibrated
-on the embedding that will run.
+on the embedding that will run. Measured on SmolLM2-135M-Instruct (float blocks, 4-bit head and embedding in groups of
+64, WikiText-2 perplexity, float 19.50): rounded to nearest 21.37, GPTQ on the final norm's outputs 21.75 at damping
+0.01 and 21.09 at 0.1. The second would need a float pass over the whole model first, and moves less than one text
+differs from another. Nearly all of the loss is the head's: the embedding alone gives 19.62.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 import torch
 
@@ -78,3 +80,12 @@ def test_shared_inputs_are_quantized_once_and_never_stale() -> None:
     assert quantizer(first) is once
     assert torch.equal(quantizer(second), InputQuantizer(scheme, None)(second))
     assert not torch.equal(quantizer(second), once)
+
+
+def test_a_remembered_result_goes_with_its_input() -> None:
+    quantizer = InputQuantizer(layer_scheme("W8A8").input, None)
+    x = torch.randn(2, 8)
+    result = ref(quantizer(x))
+    assert result() is not None
+    del x
+    assert result() is None

@@ -173,3 +173,17 @@ def test_inputs_that_are_not_finite_are_refused_by_name() -> None:
         hessian.add(inputs)
     with pytest.raises(InputRefused):
         hessian.add(torch.full((2, 4), 1e30))
+
+
+def test_clipping_is_searched_by_default_only_where_the_inputs_are_known() -> None:
+    weight, hessian = correlated()
+    scheme = SCHEMES["int4 channel"]
+    grids = {
+        (quantize, clip): quantize(weight, hessian, scheme, QuantizerOptions(mse_clip=clip)).grid.scale
+        for quantize in (rtn, gptq)
+        for clip in (None, True, False)
+    }
+    assert torch.equal(grids[rtn, None], grids[rtn, False])
+    assert torch.equal(grids[gptq, None], grids[gptq, True])
+    assert torch.equal(grids[gptq, False], grids[rtn, False])
+    assert bool((grids[rtn, True] <= grids[rtn, False]).all()) and not torch.equal(grids[rtn, True], grids[rtn, False])
