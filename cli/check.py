@@ -58,7 +58,7 @@ def command(
     """
     from qtool.cli.progress import out, progress
     from qtool.cli.report import print_verdict
-    from qtool.cli.score import score
+    from qtool.cli.score import score, summary
     from qtool.runtime.gate import Limits, compare
     from qtool.runtime.report import EvaluationReport
     from qtool.runtime.verify import verify_package
@@ -73,7 +73,10 @@ def command(
     current, _ = score(str(package), None, corpus, threads=threads)
     if stored is None:
         current.write(baseline, replace=True)
-        out.print(f"baseline {baseline}: perplexity {current.perplexity:.4f}", markup=False)
+        if as_json:
+            click.echo(json.dumps(summary(current), indent=2))
+        else:
+            out.print(f"baseline {baseline}: perplexity {current.perplexity:.4f}", markup=False)
         return
     verdict = compare(stored, current, Limits(perplexity_increase=max_perplexity_increase, kl_nats=max_kl))
     if junit is not None:

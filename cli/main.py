@@ -94,11 +94,12 @@ def _raise_interrupted(number: int, _frame: FrameType | None) -> None:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the documented code."""
     arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
     _set_process_defaults()
     try:
         result: Any = cli.main(args=arguments, prog_name="qtool", standalone_mode=False)
     except QtoolError as error:
-        _fail(error.line(), error.exit_code, debug="--debug" in arguments)
+        _fail(error.line(), error.exit_code, debug=debug)
     except click.UsageError as error:
         hint = error.ctx.command_path if error.ctx else "qtool"
         _fail(f"{escape(error.format_message())}; see {hint} --help", 2, debug=False)
@@ -112,6 +113,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        where = escape(error.filename or "the system")
+        _fail(f"{where}: {error.strerror or error}; check the path, its permissions and the disk", 4, debug=debug)
+    except Exception as error:
+        what = f"internal error: {type(error).__name__}: {escape(error)[:200]}"
+        _fail(f"{what}; this is a bug in qtool: report it with what --debug prints", 1, debug=debug)
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -61,7 +61,7 @@ def command(
     from qtool.cli.progress import notes, progress
     from qtool.quantize.architectures import architecture_of, linear_names
     from qtool.quantize.artifacts.store import check_output, stage
-    from qtool.quantize.inputs import open_model
+    from qtool.quantize.inputs import check_finite, open_model
 
     check_output(output)
     source = open_model(model)
@@ -77,6 +77,8 @@ def command(
     from qtool.quantize.artifacts.manifest import Manifest, Parent
     from qtool.quantize.quantizers import quantize_model
 
+    with progress("check weights") as report_progress:
+        check_finite(source, report_progress)
     torch.set_num_threads(threads)
     statistics = _statistics(statistics_path, source)
     with stage(output, estimate_bytes=source.float_bytes) as staging:

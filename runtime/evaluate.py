@@ -69,16 +69,6 @@ class Evaluation:
         """Share of positions with the same likeliest id."""
         return None if self.agree is None else float(self.agree.mean())
 
-    @property
-    def sequence_perplexities(self) -> list[float]:
-        """Per sequence, [B]."""
-        return [perplexity_of(row) for row in self.losses]
-
-    @property
-    def sequence_kl_nats(self) -> list[float] | None:
-        """Per sequence, [B]."""
-        return None if self.kl is None else [float(row.mean(dtype=np.float64)) for row in self.kl]
-
 
 def perplexity_of(losses: FloatArray) -> float:
     """exp of the mean of losses in nats."""

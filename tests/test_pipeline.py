@@ -147,3 +147,14 @@ def test_every_family_goes_down_the_line(family: str, tiny_model: Callable[..., 
     assert qtool("quantize", model, "-o", tmp_path / "checkpoint", *scheme, *SMALL) == 0
     assert qtool("export", tmp_path / "checkpoint", "-o", tmp_path / "package", "--threads", "1") == 0
     assert qtool("evaluate", tmp_path / "package", "--reference", model, *SCORED) == 0
+
+
+def test_a_weight_that_is_not_finite_is_refused_at_once(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model = tiny_model()
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = np.nan
+    save_file(tensors, model / "model.safetensors")
+    assert qtool("quantize", model, "-o", tmp_path / "checkpoint", "--scheme", "W4A8", *SMALL) == 3
+    assert not list(tmp_path.glob("*checkpoint*"))

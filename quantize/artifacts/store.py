@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qtool.errors import EnvironmentFault, InputRefused, UsageError, nearest
+from qtool.errors import EnvironmentFault, InputRefused, UsageError
 from qtool.quantize.artifacts.manifest import MANIFEST, FileRecord, Kind, Manifest, hash_file, read_manifest
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -116,8 +116,7 @@ def open_artifact(folder: Path, *, kind: Kind | None = None, verify: bool = True
         if name not in present:
             raise InputRefused(folder / name, "is missing", "copy or export the artifact again")
         if name not in manifest.files:
-            near = nearest(name, manifest.files)
-            raise InputRefused(folder / name, "is not part of this artifact", f"remove it ({near})")
+            raise InputRefused(folder / name, "is not part of this artifact", "remove it")
         if verify and hash_file(folder / name) != manifest.files[name]:
             raise InputRefused(folder / name, "changed since it was written", "copy or export the artifact again")
     return manifest

@@ -115,3 +115,28 @@ def test_an_interrupt_leaves_nothing_behind(number: int, code: int, tmp_path: Pa
     assert process.returncode == code
     assert stderr.strip().splitlines()[-1].startswith("error: interrupted")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        ("PermissionError(13, 'Permission denied', 'there')", 4, "there: Permission denied"),
+        ("OSError(28, 'No space left on device')", 4, "No space left on device"),
+        ("KeyError('x')", 1, "internal error: KeyError"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_too(raised: str, code: int, words: str) -> None:
+    program = (
+        "import click, qtool.cli.inspect\n"
+        "from qtool.cli.main import main\n"
+        "@click.command('inspect')\n"
+        f"def command(): raise {raised}\n"
+        "qtool.cli.inspect.command = command\n"
+        "import sys; main(sys.argv[1:])"
+    )
+    for flags in ([], ["--debug"]):
+        command = [sys.executable, "-P", "-c", program, *flags, "inspect"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert words in done.stderr.strip().splitlines()[-1]
+        assert ("Traceback" in done.stderr) is bool(flags)

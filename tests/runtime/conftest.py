@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,16 +98,14 @@ def linears(source: FolderSource) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def make_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FolderSource]:
+def make_source(
+    tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]
+) -> Callable[..., FolderSource]:
     """make_source(family, **options): a tiny model."""
-    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[1] / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def make(family: str = "llama", **options: Any) -> FolderSource:
         folder = tmp_path_factory.mktemp("models") / "model"
-        return FolderSource(module.write_tiny_model(folder, family, **options))
+        return FolderSource(write_model(folder, family, **options))
 
     return make
 
