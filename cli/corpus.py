@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qtool.cli.options import CorpusChoice
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from qtool.quantize.inputs import Tokens
+    from qtool.quantize.inputs import DomainTokens, Tokens
 
 
 def load_text(split: Literal["calibration", "scoring"], choice: CorpusChoice) -> str:
@@ -41,3 +42,42 @@ def load_tokens(
     if calibration_windows:
         refuse_overlap(calibration_windows, text)
     return tokens
+
+
+def load_domains(
+    tokenizer_files: Mapping[str, bytes],
+    choice: CorpusChoice,
+    domains: Sequence[str] = (),
+    *,
+    vocab_size: int,
+    step: Callable[[int, int, str], None] | None = None,
+) -> DomainTokens:
+    """Tokens of the domains asked for: NAME=FILE each, one from --text or --dataset, or else the built-in ones."""
+    from qtool.quantize.inputs import domain_texts, tokenize_domains
+
+    if domains and (choice.text is not None or choice.dataset is not None):
+        raise UsageError("--domain and --text or --dataset", "are alternatives", "give one")
+    if domains:
+        texts = _named_texts(domains)
+    elif choice.text is not None or choice.dataset is not None:
+        texts = {"text": load_text("calibration", choice)}
+    else:
+        texts = domain_texts()
+    return tokenize_domains(
+        tokenizer_files, texts, sequences=choice.sequences, length=choice.length, vocab_size=vocab_size, step=step
+    )
+
+
+def _named_texts(domains: Sequence[str]) -> dict[str, str]:
+    from qtool.quantize.inputs import read_text
+
+    texts: dict[str, str] = {}
+    for domain in domains:
+        name, equals, file = domain.partition("=")
+        name = name.strip()
+        if not (name and equals and file):
+            raise UsageError(f"--domain {domain}", "is not NAME=FILE", "give both, as in law=contracts.txt")
+        if name in texts:
+            raise UsageError(f"--domain {domain}", f"{name} is named twice", "give every domain a name of its own")
+        texts[name] = read_text(Path(file))
+    return texts

@@ -15,6 +15,13 @@ PATH = click.Path(path_type=Path)
 
 output = click.option("-o", "--output", type=PATH, required=True, help="Where to write; must not exist.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+domain = click.option(
+    "--domain",
+    "domains",
+    metavar="NAME=FILE",
+    multiple=True,
+    help="A UTF-8 text file as a domain of its own; may be repeated.  [default: the built-in domains]",
+)
 
 
 def _cores() -> int:

@@ -59,12 +59,13 @@ def command(
     rules = _recipe(recipe, preset)
     from qtool.cli.corpus import load_tokens
     from qtool.cli.progress import notes, progress
-    from qtool.quantize.architectures import architecture_of, linear_names
+    from qtool.quantize.architectures import linear_names, require_quantizable
     from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.inputs import check_finite, open_model
 
     check_output(output)
     source = open_model(model)
+    row = require_quantizable(source.config)
     assignments = rules.assign(linear_names(source.config))
     notes(source.notes)
     tokens = None
@@ -87,7 +88,7 @@ def command(
             report = quantize_model(
                 source,
                 assignments=assignments,
-                groups=architecture_of(source.config).linear_groups,
+                groups=row.linear_groups,
                 tokens=None if tokens is None else tokens.ids,
                 statistics=statistics,
                 writer=writer,

@@ -10,19 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtool.errors import InputRefused
-from qtool.quantize.architectures import Architecture, architecture_of
-from qtool.quantize.inputs.config_numbers import boolean, number, positive_int
-from qtool.quantize.inputs.config_rope import rope_parameters
-
-_SIZES: Mapping[str, int] = {
-    "vocab_size": 2**22,
-    "hidden_size": 2**17,
-    "intermediate_size": 2**20,
-    "num_hidden_layers": 1024,
-    "num_attention_heads": 4096,
-}
-MAX_HEAD_DIM = 2**13
-MAX_CONTEXT = 2**27
+from qtool.quantize.architectures import ARCHITECTURES, Architecture, architecture_of
+from qtool.quantize.architectures.settings import Size
+from qtool.quantize.inputs.config_attention import MAX_CONTEXT, attention
+from qtool.quantize.inputs.config_mixers import derived_sizes
+from qtool.quantize.inputs.config_numbers import boolean, given_or, positive_int
+from qtool.quantize.inputs.config_rope import SLIDING, rope_parameters
+from qtool.quantize.inputs.config_settings import read_setting
 
 _CODE_KEYS = (
     "auto_map",
@@ -36,9 +30,13 @@ _WITHOUT_EFFECT = frozenset(
     {
         "_name_or_path", "attention_dropout", "attn_implementation", "bos_token", "eos_token", "hidden_dropout",
         "initializer_range", "is_decoder", "is_llama_config", "layer_types", "max_window_layers", "pad_token",
-        "partial_rotary_factor", "pretraining_tp", "rope_interleaved", "rope_parameters", "rope_scaling", "rope_theta",
-        "sliding_window", "task_specific_params", "torch_dtype", "dtype", "transformers_version", "use_cache",
-        "use_sliding_window", "use_mrope", "unsloth_fixed", "unsloth_version", "transformers.js_config",
+        "partial_rotary_factor", "pretraining_tp", "rope_interleaved", "rope_local_base_freq", "rope_parameters",
+        "rope_scaling", "rope_theta", "sliding_window", "task_specific_params", "torch_dtype", "dtype",
+        "transformers_version", "use_cache", "use_sliding_window", "use_mrope", "unsloth_fixed", "unsloth_version",
+        "transformers.js_config", "_sliding_window_pattern", "activation_dropout", "cache_implementation", "dropout",
+        "embd_pdrop", "hidden_act", "init_std", "initial_context_length", "layerdrop", "output_router_logits",
+        "rescale_prenorm_residual", "resid_pdrop", "router_aux_loss_coef", "router_jitter_noise",
+        "time_step_init_scheme", "time_step_scale", "use_associative_scan", "use_mambapy",
     }
 )  # fmt: skip
 
@@ -58,78 +56,41 @@ def check_config(label: str, raw: Mapping[str, Any]) -> tuple[dict[str, Any], tu
     """
     row = _family(label, raw)
     config: dict[str, Any] = {"architectures": [row.head_class], "model_type": row.model_type}
-    for key, at_most in _SIZES.items():
-        if key not in raw:
-            raise InputRefused(f"{label}: {key}", "is missing", "check the config")
-        config[key] = positive_int(f"{label}: {key}", raw[key], at_most=at_most)
-    config |= _attention(label, raw, row, config)
-    config["hidden_act"] = _activation(label, raw)
-    config["rms_norm_eps"] = number(f"{label}: rms_norm_eps", _or(raw, "rms_norm_eps", 1e-6), above=0.0, at_most=0.1)
-    context = _or(raw, "max_position_embeddings", row.context_default)
-    config["max_position_embeddings"] = positive_int(f"{label}: max_position_embeddings", context, at_most=MAX_CONTEXT)
-    config["rope_parameters"] = rope_parameters(label, raw)
-    config["tie_word_embeddings"] = boolean(f"{label}: tie_word_embeddings", _or(raw, "tie_word_embeddings", False))
+    config |= {size.key: read_setting(label, raw, size) for size in row.sizes}
+    config |= attention(label, raw, row, config)
+    config |= {setting.key: read_setting(label, raw, setting) for setting in row.settings}
+    config |= derived_sizes(label, raw, config)
+    if row.context_default is not None:
+        key = "max_position_embeddings"
+        config[key] = positive_int(f"{label}: {key}", given_or(raw, key, row.context_default), at_most=MAX_CONTEXT)
+    if row.attention == "rotary":
+        config["rope_parameters"] = rope_parameters(label, raw, row.rope)
+    tied = given_or(raw, "tie_word_embeddings", row.tied_default)
+    config["tie_word_embeddings"] = boolean(f"{label}: tie_word_embeddings", tied)
     config |= _biases(label, raw, row)
     config |= _tokens(label, raw, config["vocab_size"])
-    return config, _notes(label, raw, config)
+    return config, _notes(label, raw, row, config)
 
 
 def _family(label: str, raw: Mapping[str, Any]) -> Architecture:
+    known = ARCHITECTURES.get(str(raw.get("model_type")))
     for key in _QUANTIZED_KEYS:
         if raw.get(key) is not None:
-            raise InputRefused(f"{label}: {key}", "the model is already quantized", "give the original float model")
+            remedy = known.float_remedy if known else "give the original float model"
+            raise InputRefused(f"{label}: {key}", "the model is already quantized", remedy)
     row = architecture_of(raw)
-    classes = _or(raw, "architectures", [row.head_class])
+    classes = given_or(raw, "architectures", [row.head_class])
     if not isinstance(classes, list) or classes[:1] != [row.head_class]:
         why = f"is not a language model of type {row.model_type} ({row.head_class})"
         raise InputRefused(f"{label}: architectures = {classes!r:.80}", why, "give the causal language model")
     return row
 
 
-def _attention(
-    label: str, raw: Mapping[str, Any], row: Architecture, sizes: Mapping[str, int]
-) -> dict[str, int | None]:
-    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
-    if hidden % heads:
-        why = f"is not a multiple of num_attention_heads = {heads}"
-        raise InputRefused(f"{label}: hidden_size = {hidden}", why, "check the config")
-    kv_heads = positive_int(
-        f"{label}: num_key_value_heads", _or(raw, "num_key_value_heads", row.kv_heads_default or heads), at_most=heads
-    )
-    if heads % kv_heads:
-        why = f"is not a multiple of num_key_value_heads = {kv_heads}"
-        raise InputRefused(f"{label}: num_attention_heads = {heads}", why, "check the config")
-    head_dim = positive_int(
-        f"{label}: head_dim", _or(raw, "head_dim", row.head_dim_default or hidden // heads), at_most=MAX_HEAD_DIM
-    )
-    if head_dim % 2:
-        raise InputRefused(f"{label}: head_dim = {head_dim}", "is odd, rotary positions need pairs", "check the config")
-    return {"num_key_value_heads": kv_heads, "head_dim": head_dim, **_window(label, raw, row)}
-
-
-def _window(label: str, raw: Mapping[str, Any], row: Architecture) -> dict[str, int | None]:
-    """The sliding window: one for all blocks, or none. Blocks that differ are refused."""
-    kinds = raw.get("layer_types")
-    if raw.get("use_sliding_window") or (isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds)):
-        raise InputRefused(f"{label}: use_sliding_window", "blocks that attend differently are not supported", "")
-    if not row.windowed:
-        return {}
-    window = raw.get("sliding_window", row.window_default)
-    if window is not None:
-        window = positive_int(f"{label}: sliding_window", window, at_most=MAX_CONTEXT)
-    return {"sliding_window": window}
-
-
-def _activation(label: str, raw: Mapping[str, Any]) -> str:
-    if _or(raw, "hidden_act", "silu") not in ("silu", "swish"):
-        raise InputRefused(f"{label}: hidden_act = {raw['hidden_act']!r:.40}", "not supported", "supported: silu")
-    return "silu"
-
-
 def _biases(label: str, raw: Mapping[str, Any], row: Architecture) -> dict[str, bool]:
     """The bias switches of this family. One that it does not have changes nothing in its network and is dropped; bias
     tensors that the network has no place for are refused when the tensors are checked."""
-    switches = {key: boolean(f"{label}: {key}", _or(raw, key, False)) for key in ("attention_bias", "mlp_bias")}
+    keys = dict.fromkeys((*_SWITCHES, *row.flags))
+    switches = {key: boolean(f"{label}: {key}", given_or(raw, key, key in row.flags_on)) for key in keys}
     return {key: value for key, value in switches.items() if key in row.flags}
 
 
@@ -147,21 +108,20 @@ def _tokens(label: str, raw: Mapping[str, Any], vocabulary: int) -> dict[str, An
     return found
 
 
-def _notes(label: str, raw: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(label: str, raw: Mapping[str, Any], row: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [f"{label}: {key} is ignored; qtool runs no code from a model" for key in _CODE_KEYS if raw.get(key)]
-    if config.get("sliding_window"):
+    if config.get("sliding_window") and not row.full_every:
         notes.append(f"attention reaches back {config['sliding_window']} tokens (sliding_window)")
-    unknown = sorted(set(raw) - set(config) - _WITHOUT_EFFECT - set(_CODE_KEYS) - set(_QUANTIZED_KEYS) - _SWITCHES)
+    if row.full_every and (sliding := config["layer_types"].count(SLIDING)):
+        of = f"{sliding} of {config['num_hidden_layers']} blocks"
+        notes.append(f"attention reaches back {config['sliding_window']} tokens in {of} (sliding_window, layer_types)")
+    other_names = {name for size in row.settings if isinstance(size, Size) for name in size.other_names}
+    read = {*config, *other_names, row.period_key, *_WITHOUT_EFFECT, *_CODE_KEYS, *_QUANTIZED_KEYS, *_SWITCHES}
+    unknown = sorted(set(raw) - read)
     if unknown:
         shown = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
         notes.append(f"{label}: {len(unknown)} keys without meaning for {config['model_type']} are ignored ({shown})")
     return tuple(notes)
 
 
-_SWITCHES = frozenset({"attention_bias", "mlp_bias"})
-
-
-def _or(raw: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value, where null means the same as an absent key."""
-    value = raw.get(key)
-    return default if value is None else value
+_SWITCHES = ("attention_bias", "mlp_bias")

@@ -34,17 +34,22 @@ def builtin_text(split: Split) -> str:
     Raises:
         EnvironmentFault: this Python came without its library's sources.
     """
-    found = sorted(documents(), key=lambda document: document.order)
-    seen: set[str] = set()
-    texts: dict[Split, str] = {}
-    for half in ("scoring", "calibration"):  # scoring first: what it holds, calibration may not
-        mine = [document for document in found if half_of(document) == half]
-        streams = [_turns(mine, kind, seen) for kind in ("prose", "code")]
-        texts[half] = "\n\n".join(_mix(*streams))
-    if len(texts[split]) < MIN_CHARS:
+    text = "\n\n".join(_mix(**sections(split)))
+    if len(text) < MIN_CHARS:
         why = "is too small: this Python came without pydoc_data or its library's sources"
         raise EnvironmentFault("the built-in text", why, "give a text with --text")
-    return texts[split]
+    return text
+
+
+def sections(split: Split) -> dict[str, list[str]]:
+    """One half's sections by kind, "prose" and "code"; the calibration half lacks what the scoring half has."""
+    found = sorted(documents(), key=lambda document: document.order)
+    seen: set[str] = set()
+    halves: dict[Split, dict[str, list[str]]] = {}
+    for half in ("scoring", "calibration"):  # scoring first: what it holds, calibration may not
+        mine = [document for document in found if half_of(document) == half]
+        halves[half] = {kind: _turns(mine, kind, seen) for kind in ("prose", "code")}
+    return halves[split]
 
 
 def half_of(document: Document) -> Split:

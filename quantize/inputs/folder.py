@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from qtool.errors import InputRefused, UsageError
-from qtool.quantize.architectures import tensor_shapes
+from qtool.quantize.architectures import Architecture, Spine, architecture_of, tensor_shapes
 from qtool.quantize.inputs.config import check_config
 from qtool.quantize.inputs.regular_file import RegularFile, open_member, read_small
 from qtool.quantize.inputs.safetensors_header import read_header
 from qtool.quantize.inputs.safetensors_store import Placed, SafetensorsStore, check_shapes, same_bytes
 from qtool.quantize.inputs.source_model import SourceModel
+from qtool.quantize.inputs.stored_tensors import network_tensors
 from qtool.quantize.inputs.strict_json import parse_json_object
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-TIED_NOTE = (
-    "embeddings are tied: the head (lm_head) is model.embed_tokens.weight; "
-    "when the head is quantized, its codes serve the embedding too"
-)
-UNTIED_NOTE = "embeddings are not tied: model.embed_tokens.weight and lm_head.weight are separate tensors"
 
 TOKENIZER_FILES = {
     "tokenizer.json": 2**27,
@@ -37,7 +32,7 @@ TOKENIZER_FILES = {
 _MAX_CONFIG_BYTES = 2**22
 _MAX_INDEX_BYTES = 2**27
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
-_ROTARY_BUFFER = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+_ROTARY_LEAVES = "inv_freq|cos_cached|sin_cached"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -52,8 +47,9 @@ def open_folder(path: Path) -> SourceModel:
         raise UsageError(path, "is not a folder", "give a model folder, a .gguf file or a hub id")
     folder = path.resolve()
     config, notes = _read_config(folder)
-    files, tensors = _read_tensors(folder)
-    tensors, tied = _apply_tie(str(folder), tensors, config)
+    row = architecture_of(config)
+    files, stored = _read_tensors(folder, row.spine)
+    tensors, tied = _apply_tie(str(folder), network_tensors(str(folder), stored, config), config, row)
     check_shapes(str(folder), tensors, tensor_shapes(config))
     tokenizer_files, tokenizer_notes = read_tokenizer_files(folder)
     return SourceModel(
@@ -63,6 +59,15 @@ def open_folder(path: Path) -> SourceModel:
         tokenizer_files=tokenizer_files,
         notes=(*tied, *notes, *tokenizer_notes),
     )
+
+
+def tie_note(row: Architecture, *, tied: bool) -> str:
+    """What to say about the head of a model of this family."""
+    spine = row.spine
+    if not tied:
+        return f"embeddings are not tied: {spine.embedding}.weight and {spine.head}.weight are separate tensors"
+    note = f"embeddings are tied: the head ({spine.head}) is {spine.embedding}.weight"
+    return f"{note}; when the head is quantized, its codes serve the embedding too" if row.quantizable else note
 
 
 def read_tokenizer_files(folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
@@ -85,10 +90,10 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     if (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
         raise InputRefused(folder, "holds an adapter, not a model", "merge it into its base model first")
     file = open_member(folder, CONFIG)
-    return check_config(CONFIG, parse_json_object(file.label, read_small(file, _MAX_CONFIG_BYTES)))
+    return check_config(CONFIG, parse_json_object(file.label, read_small(file, _MAX_CONFIG_BYTES), infinity=True))
 
 
-def _read_tensors(folder: Path) -> tuple[list[RegularFile], dict[str, Placed]]:
+def _read_tensors(folder: Path, spine: Spine) -> tuple[list[RegularFile], dict[str, Placed]]:
     """The weight files, and every tensor in them with its file. Rotary tables of old checkpoints are left out: they
     follow from the config."""
     names, weight_map = _weight_files(folder)
@@ -108,7 +113,9 @@ def _read_tensors(folder: Path) -> tuple[list[RegularFile], dict[str, Placed]]:
         if tensor not in tensors:
             where = f"{folder / INDEX}: {tensor}"
             raise InputRefused(where, "is not in the file that the index names", "fix the index")
-    return files, {name: placed for name, placed in tensors.items() if not _ROTARY_BUFFER.fullmatch(name)}
+    trunk = re.escape(spine.blocks.rpartition(".")[0])
+    rotary = re.compile(rf"({trunk}|{re.escape(spine.blocks)}\.[0-9]+\.self_attn)\.rotary_emb\.({_ROTARY_LEAVES})")
+    return files, {name: placed for name, placed in tensors.items() if not rotary.fullmatch(name)}
 
 
 def _weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -150,17 +157,20 @@ def _no_weights(folder: Path) -> InputRefused:
 
 
 def _apply_tie(
-    label: str, tensors: dict[str, Placed], config: dict[str, Any]
+    label: str, tensors: dict[str, Placed], config: dict[str, Any], row: Architecture
 ) -> tuple[dict[str, Placed], Iterable[str]]:
-    if not config["tie_word_embeddings"]:
-        if HEAD not in tensors:
+    embedding, head = f"{row.spine.embedding}.weight", f"{row.spine.head}.weight"
+    tied = config["tie_word_embeddings"]
+    note = tie_note(row, tied=tied)
+    if not tied:
+        if head not in tensors:
             why = "is missing, and config.json does not tie the embeddings"
-            raise InputRefused(f"{label}: {HEAD}", why, "set tie_word_embeddings to true if this model ties them")
-        return tensors, [UNTIED_NOTE]
-    if HEAD not in tensors:
-        return tensors, [TIED_NOTE]
-    if EMBEDDING in tensors and same_bytes(tensors[HEAD], tensors[EMBEDDING]):
-        rest = {name: placed for name, placed in tensors.items() if name != HEAD}
-        return rest, [TIED_NOTE, f"{HEAD} is stored too and equal to {EMBEDDING}: it is ignored"]
-    why = f"differs from {EMBEDDING}, but config.json ties them"
-    raise InputRefused(f"{label}: {HEAD}", why, "set tie_word_embeddings to false if the model has its own head")
+            raise InputRefused(f"{label}: {head}", why, "set tie_word_embeddings to true if this model ties them")
+        return tensors, [note]
+    if head not in tensors:
+        return tensors, [note]
+    if embedding in tensors and same_bytes(tensors[head], tensors[embedding]):
+        rest = {name: placed for name, placed in tensors.items() if name != head}
+        return rest, [note, f"{head} is stored too and equal to {embedding}: it is ignored"]
+    why = f"differs from {embedding}, but config.json ties them"
+    raise InputRefused(f"{label}: {head}", why, "set tie_word_embeddings to false if the model has its own head")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qtool.errors import InputRefused
-from qtool.quantize.architectures import tensor_shapes, tensor_templates
+from qtool.quantize.architectures import Architecture, architecture_of, tensor_shapes, tensor_templates
 from qtool.quantize.architectures.shapes import gguf_name, tensor_name
 from qtool.quantize.inputs.config import check_config
-from qtool.quantize.inputs.folder import TIED_NOTE, UNTIED_NOTE, read_tokenizer_files
+from qtool.quantize.inputs.folder import read_tokenizer_files, tie_note
 from qtool.quantize.inputs.gguf_config import gguf_config
 from qtool.quantize.inputs.gguf_header import GgufHead, GgufTensor, read_gguf_head
 from qtool.quantize.inputs.gguf_store import GgufStore, grid_notes
@@ -32,13 +32,14 @@ def open_gguf(path: Path) -> SourceModel:
     head = read_gguf_head(file)
     raw = gguf_config(file.label, head.metadata, head.tensors, _rope_factors(file, head))
     config, notes = check_config(file.label, raw)
-    tensors, head_rows = _named(file.label, head, config)
+    row = architecture_of(config)
+    tensors, head_rows = _named(file.label, head, config, row)
     return SourceModel(
         label=file.label,
         config=config,
         store=GgufStore(file, tensors, head_rows),
         tokenizer_files=_tokenizer_files(path.absolute().parent, file.label, head.metadata, config),
-        notes=(TIED_NOTE if config["tie_word_embeddings"] else UNTIED_NOTE, *grid_notes(tensors), *notes),
+        notes=(tie_note(row, tied=config["tie_word_embeddings"]), *grid_notes(tensors), *notes),
     )
 
 
@@ -55,13 +56,15 @@ def _rope_factors(file: RegularFile, head: GgufHead) -> Any:
     return None if tensor is None else GgufStore(file, {ROPE_FACTORS: tensor}, {}).load(ROPE_FACTORS).reshape(-1)
 
 
-def _named(label: str, head: GgufHead, config: Mapping[str, Any]) -> tuple[dict[str, GgufTensor], dict[str, int]]:
+def _named(
+    label: str, head: GgufHead, config: Mapping[str, Any], row: Architecture
+) -> tuple[dict[str, GgufTensor], dict[str, int]]:
     """The tensors that the config asks for by Hugging Face name, and which of them have interleaved head rows."""
     shapes = tensor_shapes(config)
     interleaved = head.metadata["general.architecture"] in _INTERLEAVED
     tensors, head_rows, used = {}, {}, {ROPE_FACTORS}
     for template, index in tensor_templates(config):
-        name, stored = tensor_name(template, index), gguf_name(template, index)
+        name, stored = tensor_name(row, template, index), gguf_name(template, index)
         tensor = head.tensors.get(stored)
         if tensor is None:
             raise InputRefused(f"{label}: {stored}", "is missing", "give the original model's folder")

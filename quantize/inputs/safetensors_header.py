@@ -33,12 +33,14 @@ BITS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """Where one tensor lies: its safetensors dtype, shape, and first byte and byte count in the file."""
+    """Where one tensor lies: its safetensors dtype, shape, and first byte and byte count in the file; `transposed`
+    when the bytes there are those of its transpose."""
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     size: int
+    transposed: bool = False
 
 
 def read_header(file: RegularFile) -> dict[str, TensorRecord]:

@@ -31,7 +31,10 @@ class SafetensorsStore:
     def load(self, name: str) -> FloatArray:
         """See TensorStore."""
         file, record = self._tensors[name]
-        return widen(file.read(record.start, record.size), record.dtype).reshape(record.shape)
+        values = widen(file.read(record.start, record.size), record.dtype)
+        if record.transposed:
+            return np.ascontiguousarray(values.reshape(record.shape[::-1]).T)
+        return values.reshape(record.shape)
 
 
 def widen(raw: Bytes, dtype: str) -> FloatArray:

@@ -9,12 +9,13 @@ from typing import Any
 from qtool.errors import InputRefused
 
 
-def parse_json(label: str, data: bytes) -> Any:
+def parse_json(label: str, data: bytes, *, infinity: bool = False) -> Any:
     """Parse UTF-8 JSON.
 
     Args:
         label: how messages name the file.
         data: the whole file.
+        infinity: let the word Infinity through, which some models' config.json uses for "no limit".
 
     Raises:
         InputRefused: for anything a strict reader must not accept: bad UTF-8, duplicate keys, NaN, infinity, numbers
@@ -22,7 +23,8 @@ def parse_json(label: str, data: bytes) -> Any:
     """
     try:
         text = data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        constant = _infinity if infinity else _no_constant
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         why = f"is not UTF-8 text (byte {error.start})"
     except json.JSONDecodeError as error:
@@ -34,9 +36,9 @@ def parse_json(label: str, data: bytes) -> Any:
     raise InputRefused(label, why, "check the file, or download it again")
 
 
-def parse_json_object(label: str, data: bytes) -> dict[str, Any]:
+def parse_json_object(label: str, data: bytes, *, infinity: bool = False) -> dict[str, Any]:
     """As `parse_json`, for a file that must hold an object."""
-    value = parse_json(label, data)
+    value = parse_json(label, data, infinity=infinity)
     if not isinstance(value, dict):
         raise InputRefused(label, f"holds a JSON {type(value).__name__}, not an object", "check the file")
     return value
@@ -51,6 +53,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"duplicate key {key!r:.80}")
             seen.add(key)
     return result
+
+
+def _infinity(text: str) -> float:
+    return math.inf if text == "Infinity" else _no_constant(text)
 
 
 def _no_constant(text: str) -> float:

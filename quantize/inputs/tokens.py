@@ -58,26 +58,54 @@ def tokenize(
         UsageError: sequences or length that make no sense.
         InputRefused: no tokenizer, a broken one, a text with too few tokens, ids beyond the embedding.
     """
-    if sequences < 1 or length < 2:
-        raise UsageError(f"{sequences} sequences of {length} tokens", "make no text", "give 1 or more of 2 or more")
-    if TOKENIZER not in tokenizer_files:
-        raise InputRefused(TOKENIZER, "the model has none", "put its tokenizer.json into the model's folder")
-    tokenizer = _load(tokenizer_files[TOKENIZER])
-    prefix = _prefix(tokenizer, tokenizer_files.get("tokenizer_config.json", b"{}"))
-    if len(prefix) >= length:
-        raise UsageError(f"length {length}", f"the tokenizer begins each text with {len(prefix)} tokens", "give more")
-    ids, used = _encode(tokenizer, text, sequences * (length - len(prefix)))
-    rows = np.array(ids, dtype=np.int64).reshape(sequences, length - len(prefix))
-    whole = np.hstack([np.tile(np.array(prefix, dtype=np.int64), (sequences, 1)), rows])
-    if vocab_size is not None and int(whole.max()) >= vocab_size:
-        why = f"gives the id {int(whole.max())}, the model has {vocab_size} tokens"
-        raise InputRefused(TOKENIZER, why, "use the tokenizer that belongs to the model")
-    return Tokens(
-        ids=whole,
-        text_sha256=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
-        tokenizer_sha256=hashlib.sha256(tokenizer_files[TOKENIZER]).hexdigest(),
-        windows=overlap_windows(text[:used]),
-    )
+    return TokenCutter(tokenizer_files, length).cut(text, sequences, vocab_size)
+
+
+class TokenCutter:
+    """A tokenizer that is read once and cuts sequences of one length from any number of texts; see `tokenize`."""
+
+    def __init__(self, tokenizer_files: Mapping[str, bytes], length: int) -> None:
+        if length < 2:
+            raise UsageError(f"length {length}", "makes no text", "give 2 or more")
+        if TOKENIZER not in tokenizer_files:
+            raise InputRefused(TOKENIZER, "the model has none", "put its tokenizer.json into the model's folder")
+        data = tokenizer_files[TOKENIZER]
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self._tokenizer = _load(data)
+        self._prefix = _prefix(self._tokenizer, tokenizer_files.get("tokenizer_config.json", b"{}"))
+        self._own = length - len(self._prefix)  # tokens of text in a sequence
+        if self._own < 1:
+            why = f"the tokenizer begins each text with {len(self._prefix)} tokens"
+            raise UsageError(f"length {length}", why, "give more")
+
+    def count(self, text: str, sequences: int) -> tuple[int, int]:
+        """How many sequences a text gives, at most `sequences`, and the tokens of text looked at for it.
+
+        The second number is the whole text's count where the first is below `sequences`.
+        """
+        ids, _ = _encode(self._tokenizer, text, sequences * self._own)
+        return len(ids) // self._own, len(ids)
+
+    def cut(self, text: str, sequences: int, vocab_size: int | None = None) -> Tokens:
+        """The first sequences of a text; see `tokenize`."""
+        if sequences < 1:
+            raise UsageError(f"{sequences} sequences", "make no text", "give 1 or more")
+        count = sequences * self._own
+        ids, used = _encode(self._tokenizer, text, count)
+        if len(ids) < count:
+            why = f"has {len(ids)} tokens, {count} are needed"
+            raise InputRefused("text", why, "give a longer text, or ask for fewer or shorter sequences")
+        rows = np.array(ids, dtype=np.int64).reshape(sequences, self._own)
+        whole = np.hstack([np.tile(np.array(self._prefix, dtype=np.int64), (sequences, 1)), rows])
+        if vocab_size is not None and int(whole.max()) >= vocab_size:
+            why = f"gives the id {int(whole.max())}, the model has {vocab_size} tokens"
+            raise InputRefused(TOKENIZER, why, "use the tokenizer that belongs to the model")
+        return Tokens(
+            ids=whole,
+            text_sha256=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+            tokenizer_sha256=self.sha256,
+            windows=overlap_windows(text[:used]),
+        )
 
 
 def token_texts(tokenizer_files: Mapping[str, bytes], ids: Iterable[int]) -> dict[int, str]:
@@ -115,7 +143,7 @@ def _prefix(tokenizer: Any, config: bytes) -> list[int]:
 
 
 def _encode(tokenizer: Any, text: str, count: int) -> tuple[list[int], int]:
-    """The first `count` ids of a text, and how many characters they cover.
+    """The first `count` ids of a text, fewer where it has fewer, and how many characters they cover.
 
     A prefix of the text is encoded, long enough that its end cannot change the ids that are taken.
     """
@@ -126,11 +154,8 @@ def _encode(tokenizer: Any, text: str, count: int) -> tuple[list[int], int]:
             encoding = tokenizer.encode(part, add_special_tokens=False)
         ids: list[int] = encoding.ids
         whole = len(part) == len(text)
-        if len(ids) >= count + (0 if whole else SPARE_TOKENS):
-            return ids[:count], max(end for _, end in encoding.offsets[:count])
-        if whole:
-            why = f"has {len(ids)} tokens, {count} are needed"
-            raise InputRefused("text", why, "give a longer text, or ask for fewer or shorter sequences")
+        if whole or len(ids) >= count + SPARE_TOKENS:
+            return ids[:count], max((end for _, end in encoding.offsets[:count]), default=0)
         taken *= 2
 
 

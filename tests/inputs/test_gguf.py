@@ -53,7 +53,7 @@ def write_gguf(
 
     shapes = tensor_shapes(config)
     for template, index in tensor_templates(config):
-        name, stored = tensor_name(template, index), gguf_name(template, index)
+        name, stored = tensor_name(ARCHITECTURES[family], template, index), gguf_name(template, index)
         values = rng.standard_normal(shapes[name]).astype(np.float32)
         chosen = kind if values.ndim == 2 else Kind.F32
         raw = gguf.quants.quantize(values, chosen)

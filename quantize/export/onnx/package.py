@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 import qtool
 from qtool.errors import InputRefused, UsageError, nearest
+from qtool.quantize.architectures import require_quantizable
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.store import write_file
 from qtool.quantize.artifacts.weights import WeightSource
@@ -63,10 +64,11 @@ def export_package(
 
     Raises:
         UsageError: an unknown target, or a scheme that the target does not compute, with the layer's name.
-        InputRefused: a model type without a graph, or tensors that do not fit the graph.
+        InputRefused: a family that is only measured or has no graph, or tensors that do not fit the graph.
     """
     if target not in TARGETS:
         raise UsageError(f"target {target!r}", "unknown", nearest(target, TARGETS))
+    require_quantizable(checkpoint.config)
     generation = _generation_config(tokenizer_files)
     model = build_float_graph(checkpoint.config)
     bind_weights(model, checkpoint)
