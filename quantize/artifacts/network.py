@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qtool.errors import InputRefused
+from qtool.quantize.architectures import architecture_of
+from qtool.quantize.artifacts.experts import unpack_experts
 from qtool.quantize.artifacts.weights import WeightSource
 
+# Of the families that qtool quantizes; other families' names are in their Spine.
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
 FINAL_NORM = "model.norm"
@@ -29,11 +32,11 @@ def build_on_meta(source: WeightSource) -> PreTrainedModel:
     kept = {k: v for k, v in source.config.items() if k not in ("torch_dtype", "dtype", "transformers_version")}
     values = copy.deepcopy(kept)  # transformers writes into nested values
     config = AutoConfig.for_model(**values)
-    config._attn_implementation = "sdpa"
     with torch.device("meta"):
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     network.eval().requires_grad_(False)
     network.config.use_cache = False
+    unpack_experts(network)
     _recompute_buffers(network)
     return network
 
@@ -62,22 +65,24 @@ class NetworkShell:
     Attributes:
         network: the network; the embedding, final norm and head are filled, the blocks are on the meta device.
         blocks: the decoder blocks, in order.
+        spine: the names of what lies outside the blocks.
     """
 
     def __init__(self, source: WeightSource) -> None:
         self.source = source
         self.network = build_on_meta(source)
         _check_names(self.network, source)
-        self.blocks: nn.ModuleList = self.network.model.layers
+        self.spine = architecture_of(source.config).spine
+        self.blocks: nn.ModuleList = self.network.get_submodule(self.spine.blocks)
         self._names = _parameter_names(self.network)
         for name in self._names:
-            if not name.startswith("model.layers."):
+            if not name.startswith(f"{self.spine.blocks}."):
                 fill(self.network, name, source)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
         """Block `index` with its weights, for the duration of the `with`."""
-        prefix = f"model.layers.{index}."
+        prefix = f"{self.block_name(index)}."
         names = [name for name in self._names if name.startswith(prefix)]
         for name in names:
             fill(self.network, name, self.source)
@@ -86,28 +91,41 @@ class NetworkShell:
         finally:
             self.blocks[index].to("meta")
 
-    def block_inputs(self, tokens: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """What the network hands its first block for tokens [B, T]: hidden states [B, T, d] and keyword arguments
-        (rotary embeddings, mask) that are the same for every block."""
+    def block_name(self, index: int) -> str:
+        """The full name of block `index`: "model.layers.3"."""
+        return f"{self.spine.blocks}.{index}"
+
+    def block_inputs(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+        """What the network hands its blocks for tokens [B, T].
+
+        Returns:
+            The hidden states [B, T, d] that enter the first block, and per block its keyword arguments (rotary
+            embeddings, mask), which differ where blocks attend differently.
+        """
         caught: list[tuple[Tensor, dict[str, Any]]] = []
-
-        class _Stop(Exception):
-            pass
-
-        class _Catcher(nn.Module):
-            def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
-                caught.append((hidden, kwargs))
-                raise _Stop
-
-        blocks = self.network.model.layers
-        self.network.model.layers = nn.ModuleList([_Catcher(), *list(blocks)[1:]])
+        parent, leaf = parent_of(self.network, self.spine.blocks)
+        setattr(parent, leaf, nn.ModuleList([_Catcher(block, caught) for block in self.blocks]))
         try:
-            self.network.model(input_ids=tokens, use_cache=False)
-        except _Stop:
-            pass
+            self.network.base_model(input_ids=tokens, use_cache=False)
         finally:
-            self.network.model.layers = blocks
-        return caught[0]
+            setattr(parent, leaf, self.blocks)
+        return caught[0][0], [kwargs for _, kwargs in caught]
+
+
+class _Catcher(nn.Module):
+    """Stands in for a block: notes what it is given and lets the hidden states through."""
+
+    def __init__(self, block: nn.Module, caught: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        super().__init__()
+        self.__dict__["_block"] = block  # not a submodule: it must stay where it is
+        self._caught = caught
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+    def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+        self._caught.append((hidden, kwargs))
+        return hidden
 
 
 def run_block(block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -128,8 +146,8 @@ def fill(network: PreTrainedModel, name: str, source: WeightSource) -> None:
     if tuple(value.shape) != wanted:
         raise InputRefused(name, f"has shape {tuple(value.shape)}, the config asks for {wanted}", "check the model")
     module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-    if name == f"{EMBEDDING}.weight" and network.config.tie_word_embeddings:
-        network.lm_head._parameters["weight"] = module._parameters[leaf]
+    if module is network.get_input_embeddings() and network.config.tie_word_embeddings:
+        network.get_output_embeddings()._parameters["weight"] = module._parameters[leaf]
 
 
 def parent_of(network: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -160,11 +178,13 @@ def _check_names(network: PreTrainedModel, source: WeightSource) -> None:
 
 
 def _recompute_buffers(network: nn.Module) -> None:
-    """Build modules whose buffers are computed from the config, not stored (rotary tables), off the meta device."""
+    """Build what is computed from the config, not stored, off the meta device: rotary tables and embedding scales."""
     for name, module in list(network.named_modules()):
-        if not any(buffer.is_meta for buffer in module._buffers.values() if buffer is not None):
-            continue
-        replace_module(network, name, lambda old: type(old)(config=network.config))
+        meta = [key for key, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        if meta == ["embed_scale"]:
+            module._buffers["embed_scale"] = torch.tensor(module.scalar_embed_scale)
+        elif meta:
+            replace_module(network, name, lambda old: type(old)(config=network.config))
     left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     if left:
         raise InputRefused(left[0], "is a buffer that qtool cannot rebuild from the config", "report this model type")

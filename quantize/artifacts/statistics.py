@@ -1,180 +1,74 @@
-"""What a model's activations look like on a text: per site, mergeable, and the artifact that stores it.
+"""What a model's activations look like on a text: per domain and site, mergeable, and the artifact that stores it.
 
 A site is one edge of the network: "model.layers.3.mlp.down_proj.input", "….output", "model.layers.3.output" (the
 residual stream), "model.embed_tokens.output", "model.norm.output". Linears that read one tensor share one site;
-the others are aliases of the first. On disk: statistics.json (scalars, top values, aliases) and
-statistics.safetensors (per-channel maxima), under one manifest.
+the others are aliases of the first. On disk: statistics.json (names, roles, aliases, what was read) and one
+safetensors file per domain, under one manifest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from torch import Tensor
 
 from qtool.errors import InputRefused, UsageError
 from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.packed_fields import pack, unpack
+from qtool.quantize.artifacts.sink_statistics import SINK_FIELDS, SinkStatistics
+from qtool.quantize.artifacts.site_statistics import FIELDS, SiteStatistics
 from qtool.quantize.artifacts.store import open_artifact, write_file
-from qtool.quantize.artifacts.weights import FloatArray
 
-TOP_VALUES = 16
-NUMBERS = "statistics.json"
-CHANNELS = "statistics.safetensors"
+SUMMARY = "statistics.json"
+SCHEMA = 2
 
-
-@dataclass(frozen=True, kw_only=True)
-class TopValue:
-    """One of a site's largest values and where it stood: sequence and position in the text, token id, channel."""
-
-    value: float
-    sequence: int
-    position: int
-    token: int
-    channel: int
-
-    @property
-    def rank(self) -> tuple[float, int, int, int]:
-        """Sorts by falling magnitude; ties by sequence, position, channel."""
-        return -abs(self.value), self.sequence, self.position, self.channel
+# What a site is to a quantizer: the residual stream; what a GEMM reads; what the KV cache or the SSM state keeps;
+# anything else that a module hands out.
+Role = Literal["stream", "input", "cache", "output"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteStatistics:
-    """One site's values, summed up.
+class Sampling:
+    """Of how many rows one is looked at for the costly statistics; the choice depends on a row's place alone.
 
     Attributes:
-        count: values seen.
-        total, square, cube, fourth: sums of the first four powers, float64.
-        low, high: smallest and largest value.
-        channel_amax: max|x| per channel [C] float32.
-        top: the TOP_VALUES largest magnitudes, largest first.
-        tokens: tokens (rows) whose median magnitude is above zero; the ratios are over these.
-        ratio_total, ratio_max: sum and maximum over tokens of max|x| / median|x|.
+        histogram: for magnitudes. Spikes and maxima are never sampled.
+        median: for max/median ratios; for the residual stream's as often as for magnitudes.
+        error: for the measured errors of dynamic candidates.
     """
 
-    count: int
-    total: float
-    square: float
-    cube: float
-    fourth: float
-    low: float
-    high: float
-    channel_amax: FloatArray
-    top: tuple[TopValue, ...]
-    tokens: int
-    ratio_total: float
-    ratio_max: float
+    histogram: int
+    median: int
+    error: int
 
     @staticmethod
-    def of(values: Tensor, tokens: Tensor, *, first_sequence: int) -> SiteStatistics:
-        """The statistics of one batch.
-
-        Args:
-            values: [b, T, C] float32, finite.
-            tokens: the token ids [b, T] int64.
-            first_sequence: the number of the batch's first sequence in the whole text.
-        """
-        rows = values.reshape(-1, values.shape[-1])
-        magnitude = rows.abs()
-        row_amax = magnitude.amax(dim=1)
-        middle = (rows.shape[1] - 1) // 2
-        # NumPy's selection is twice as fast as torch.median here.
-        median = torch.from_numpy(np.partition(magnitude.numpy(), middle, axis=1)[:, middle])
-        ratio = (row_amax[median > 0] / median[median > 0]).double()
-        exact = rows.double().flatten()
-        squares = exact.square()
-        low, high = rows.aminmax()
-        return SiteStatistics(
-            count=rows.numel(),
-            total=float(exact.sum()),
-            square=float(squares.sum()),
-            cube=float(exact.dot(squares)),
-            fourth=float(squares.dot(squares)),
-            low=float(low),
-            high=float(high),
-            channel_amax=magnitude.amax(dim=0).numpy(),
-            top=_top_values(rows, magnitude, row_amax, tokens, first_sequence),
-            tokens=len(ratio),
-            ratio_total=float(ratio.sum()),
-            ratio_max=float(ratio.max()) if len(ratio) else 0.0,
-        )
-
-    def merge(self, other: SiteStatistics) -> SiteStatistics:
-        """The statistics of both texts together; the order does not matter but for the rounding of the sums."""
-        return SiteStatistics(
-            count=self.count + other.count,
-            total=self.total + other.total,
-            square=self.square + other.square,
-            cube=self.cube + other.cube,
-            fourth=self.fourth + other.fourth,
-            low=min(self.low, other.low),
-            high=max(self.high, other.high),
-            channel_amax=np.maximum(self.channel_amax, other.channel_amax),
-            top=tuple(sorted([*self.top, *other.top], key=lambda value: value.rank)[:TOP_VALUES]),
-            tokens=self.tokens + other.tokens,
-            ratio_total=self.ratio_total + other.ratio_total,
-            ratio_max=max(self.ratio_max, other.ratio_max),
-        )
-
-    @property
-    def amax(self) -> float:
-        """max|x|."""
-        return max(-self.low, self.high)
-
-    @property
-    def mean(self) -> float:
-        """The mean of all values."""
-        return self.total / self.count
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of all values."""
-        return float(max(self.square / self.count - self.mean**2, 0.0) ** 0.5)
-
-    @property
-    def kurtosis(self) -> float:
-        """The fourth central moment over the squared variance: 3 for a normal distribution, 0 for a constant."""
-        mean, square, cube = self.mean, self.square / self.count, self.cube / self.count
-        variance = square - mean**2
-        moment = self.fourth / self.count - 4 * mean * cube + 6 * mean**2 * square - 3 * mean**4
-        return moment / variance**2 if variance > 0 else 0.0
-
-    @property
-    def ratio_mean(self) -> float:
-        """The mean over tokens of max|x| / median|x|."""
-        return self.ratio_total / self.tokens if self.tokens else 0.0
+    def for_tokens(tokens: int) -> Sampling:
+        """All rows of a short text (up to 2048 tokens); a part of a longer one."""
+        few = tokens <= 2048
+        return Sampling(histogram=1, median=1, error=1) if few else Sampling(histogram=16, median=32, error=128)
 
 
-def _top_values(
-    rows: Tensor, magnitude: Tensor, row_amax: Tensor, tokens: Tensor, first_sequence: int
-) -> tuple[TopValue, ...]:
-    # A value among the largest 16 stands in one of the 16 rows with the largest maxima; stable sorts break ties by
-    # index, in both steps the same way.
-    best_rows = torch.sort(row_amax, descending=True, stable=True).indices[:TOP_VALUES].sort().values
-    candidates = magnitude[best_rows]
-    picks = torch.sort(candidates.flatten(), descending=True, stable=True).indices[:TOP_VALUES].tolist()
-    channels, length = rows.shape[1], tokens.shape[1]
-    top = []
-    for pick in picks:
-        row, channel = int(best_rows[pick // channels]), pick % channels
-        sequence, position = divmod(row, length)
-        top.append(
-            TopValue(
-                value=float(rows[row, channel]),
-                sequence=first_sequence + sequence,
-                position=position,
-                token=int(tokens[sequence, position]),
-                channel=channel,
-            )
-        )
-    return tuple(top)
+@dataclass(frozen=True, kw_only=True)
+class DomainStatistics:
+    """What one domain of the text looked like.
+
+    Attributes:
+        sites: by site name, in forward order.
+        sinks: attention sinks by attention module ("model.layers.3.self_attn").
+    """
+
+    sites: Mapping[str, SiteStatistics]
+    sinks: Mapping[str, SinkStatistics]
+
+    def merge(self, other: DomainStatistics) -> DomainStatistics:
+        """Both parts together; sites and modules that only one part has stay as they are."""
+        return DomainStatistics(sites=_merge(self.sites, other.sites), sinks=_merge(self.sinks, other.sinks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,46 +77,82 @@ class Statistics:
 
     Attributes:
         model_digest: the digest of the model that was measured.
-        sequences, length: how many tokens it read, as sequences of this length.
-        sites: statistics by site name, in forward order.
+        text_sha256: what was read (all domains).
+        length: tokens in a sequence.
+        shape: how many sequences the whole text has, and how many of them these statistics hold.
+        sampling: see Sampling.
+        roles: site name to its role, in forward order.
         aliases: site names that are another site's values: k_proj.input is q_proj.input.
+        domains: by the domain's name.
         digest: of the artifact these were loaded from; "" for fresh ones.
     """
 
     model_digest: str
-    sequences: int
+    text_sha256: str
     length: int
-    sites: Mapping[str, SiteStatistics]
+    shape: tuple[int, int]
+    sampling: Sampling
+    roles: Mapping[str, Role]
     aliases: Mapping[str, str]
+    domains: Mapping[str, DomainStatistics]
     digest: str = ""
+
+    @cached_property
+    def total(self) -> DomainStatistics:
+        """All domains together."""
+        return in_order({"": reduce(DomainStatistics.merge, self.domains.values())}, self.roles)[""]
+
+    @property
+    def sites(self) -> Mapping[str, SiteStatistics]:
+        """All domains together, by site, in forward order."""
+        return self.total.sites
 
     def find(self, site: str) -> SiteStatistics | None:
         """A site's statistics by its own name or an alias; None when it was not measured."""
-        return self.sites.get(self.aliases.get(site, site))
+        return self.total.sites.get(self.aliases.get(site, site))
 
     def merge(self, other: Statistics) -> Statistics:
-        """Both texts together. The two must have numbered their sequences apart (`measure`'s first_sequence).
+        """Both parts of one measurement (`--shard`) together.
 
         Raises:
-            UsageError: when they are of different models, sites or sequence lengths.
+            UsageError: they are of different models, texts or settings, or hold the same sequences.
         """
-        same = (self.model_digest, self.length, set(self.sites)) == (other.model_digest, other.length, set(other.sites))
-        if not same:
-            raise UsageError("statistics", "of different models or lengths do not merge", "measure one model alike")
-        sites = {name: site.merge(other.sites[name]) for name, site in self.sites.items()}
-        return replace(self, sequences=self.sequences + other.sequences, sites=sites, digest="")
+        for name in ("model_digest", "text_sha256", "length", "sampling", "roles"):
+            if getattr(self, name) != getattr(other, name):
+                why = f"of different measurements do not merge: {name.replace('_', ' ')} differs"
+                raise UsageError("statistics", why, "measure the shards with the same command but for --shard")
+        if self.shape[0] != other.shape[0] or self._numbers() & other._numbers():
+            raise UsageError("statistics", "hold the same sequences", "merge every shard once")
+        return replace(
+            self,
+            shape=(self.shape[0], self.shape[1] + other.shape[1]),
+            domains=in_order(_merge(self.domains, other.domains), self.roles),
+            digest="",
+        )
+
+    def _numbers(self) -> set[int]:
+        first = next(iter(self.sites.values()))
+        return set(first.sequences.tolist())
 
     def save(self, folder: Path) -> None:
-        """Write the two files into a (staging) folder."""
-        numbers = {
+        """Write the files into a (staging) folder."""
+        summary = {
+            "schema": SCHEMA,
             "model_digest": self.model_digest,
-            "sequences": self.sequences,
+            "text_sha256": self.text_sha256,
             "length": self.length,
+            "shape": list(self.shape),
+            "sampling": asdict(self.sampling),
+            "roles": dict(self.roles),
             "aliases": dict(self.aliases),
-            "sites": {name: _site_to_json(site) for name, site in self.sites.items()},
+            "domains": {
+                name: {"sites": list(domain.sites), "sinks": list(domain.sinks)}
+                for name, domain in self.domains.items()
+            },
         }
-        write_file(folder / NUMBERS, (json.dumps(numbers, indent=1, allow_nan=False) + "\n").encode())
-        write_file(folder / CHANNELS, save({name: site.channel_amax for name, site in self.sites.items()}))
+        write_file(folder / SUMMARY, (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+        for number, domain in enumerate(self.domains.values()):
+            write_file(folder / _domain_file(number), save(domain_tensors(domain)))
 
     @staticmethod
     def load(folder: Path) -> Statistics:
@@ -233,29 +163,66 @@ class Statistics:
         """
         manifest: Manifest = open_artifact(folder, kind="statistics")
         try:
-            numbers = json.loads((folder / NUMBERS).read_bytes())
-            channels = load((folder / CHANNELS).read_bytes())
+            summary = json.loads((folder / SUMMARY).read_bytes())
+            if summary.get("schema") != SCHEMA:
+                raise ValueError(f"schema {summary.get('schema', 1)}, this version reads {SCHEMA}")
             statistics = Statistics(
-                model_digest=str(numbers["model_digest"]),
-                sequences=int(numbers["sequences"]),
-                length=int(numbers["length"]),
-                sites={name: _site_from_json(site, channels[name]) for name, site in numbers["sites"].items()},
-                aliases={str(k): str(v) for k, v in numbers["aliases"].items()},
+                model_digest=str(summary["model_digest"]),
+                text_sha256=str(summary["text_sha256"]),
+                length=int(summary["length"]),
+                shape=(int(summary["shape"][0]), int(summary["shape"][1])),
+                sampling=Sampling(**summary["sampling"]),
+                roles=summary["roles"],
+                aliases=summary["aliases"],
+                domains={
+                    name: domain_from_tensors(
+                        load((folder / _domain_file(number)).read_bytes()), names["sites"], names["sinks"]
+                    )
+                    for number, (name, names) in enumerate(summary["domains"].items())
+                },
                 digest=manifest.digest,
             )
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, SafetensorError) as error:
             raise InputRefused(folder, f"is not readable as statistics ({error})", "measure again") from None
         if manifest.parent("model") not in (None, statistics.model_digest):
             raise InputRefused(folder, "names another model than its manifest", "measure again")
         return statistics
 
 
-def _site_to_json(site: SiteStatistics) -> dict[str, Any]:
-    data = {key: value for key, value in vars(site).items() if key not in ("channel_amax", "top")}
-    return {**data, "top": [list(asdict(value).values()) for value in site.top]}
+def in_order(domains: Mapping[str, DomainStatistics], roles: Mapping[str, Role]) -> dict[str, DomainStatistics]:
+    """Domains in the order of their sequences, and their sites in forward order: however they were put together."""
+
+    def first_sequence(name: str) -> int:
+        return min((int(site.sequences[0]) for site in domains[name].sites.values()), default=0)
+
+    ordered = {}
+    for name in sorted(domains, key=first_sequence):
+        sites = domains[name].sites
+        ordered[name] = replace(domains[name], sites={site: sites[site] for site in roles if site in sites})
+    return ordered
 
 
-def _site_from_json(data: dict[str, Any], channel_amax: FloatArray) -> SiteStatistics:
-    names = ("value", "sequence", "position", "token", "channel")
-    top = tuple(TopValue(**dict(zip(names, row, strict=True))) for row in data["top"])
-    return SiteStatistics(**{**data, "top": top, "channel_amax": channel_amax})
+def _domain_file(number: int) -> str:
+    return f"domain-{number:02}.safetensors"  # not its name, which the user chose
+
+
+def domain_tensors(domain: DomainStatistics) -> dict[str, Any]:
+    """A domain as a few flat tensors; the names of its sites and sinks are kept elsewhere, in order."""
+    return pack("site", FIELDS, domain.sites.values()) | pack("sink", SINK_FIELDS, domain.sinks.values())
+
+
+def domain_from_tensors(tensors: Mapping[str, Any], sites: Sequence[str], sinks: Sequence[str]) -> DomainStatistics:
+    """What `domain_tensors` made, with the names again."""
+    site_fields = unpack("site", FIELDS, tensors, len(sites))
+    sink_fields = unpack("sink", SINK_FIELDS, tensors, len(sinks))
+    return DomainStatistics(
+        sites={name: SiteStatistics(**values) for name, values in zip(sites, site_fields, strict=True)},
+        sinks={name: SinkStatistics(**values) for name, values in zip(sinks, sink_fields, strict=True)},
+    )
+
+
+def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(one)
+    for name, value in other.items():
+        merged[name] = merged[name].merge(value) if name in merged else value
+    return merged

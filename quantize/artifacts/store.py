@@ -17,6 +17,7 @@ from pathlib import Path
 from qtool.errors import EnvironmentFault, InputRefused, UsageError
 from qtool.quantize.artifacts.manifest import MANIFEST, FileRecord, Kind, Manifest, hash_file, read_manifest
 
+JOURNAL = "journal"  # the folder in a staging folder that outlives an interrupted run (see `journal`)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -33,13 +34,22 @@ class Staging:
         records = {name: _sync_and_hash(self.path / name) for name in _file_names(self.path)}
         complete = manifest.model_copy(update={"files": records})
         write_file(self.path / MANIFEST, complete.to_bytes())
+        self._reveal()
+        self.manifest = complete
+        return complete
+
+    def publish(self) -> None:
+        """The same for a folder that is no artifact, such as a report: no manifest."""
+        for name in _file_names(self.path):
+            _sync_and_hash(self.path / name)
+        self._reveal()
+
+    def _reveal(self) -> None:
         _sync_folders(self.path)
         if self.output.exists():
             raise UsageError(self.output, "appeared while this command ran", "choose another output")
         os.rename(self.path, self.output)
-        _sync_folder(self.output.parent)
-        self.manifest = complete
-        return complete
+        sync_folder(self.output.parent)
 
 
 def check_output(output: Path) -> None:
@@ -62,11 +72,11 @@ def check_free_space(output: Path, estimate_bytes: int) -> None:
 
 
 @contextmanager
-def stage(output: Path, *, estimate_bytes: int = 0) -> Iterator[Staging]:
+def stage(output: Path, *, estimate_bytes: int = 0, keep: bool = False) -> Iterator[Staging]:
     """Stage an artifact that will be called `output`.
 
     The staging folder is `.NAME.partial` beside it, locked so that two runs never share it. Leaving the block
-    without `commit` (an error, an interrupt) removes it.
+    without `commit` (an error, an interrupt) removes it, but with `keep` the journal in it stays for the next run.
 
     Raises:
         UsageError: the output exists.
@@ -79,11 +89,11 @@ def stage(output: Path, *, estimate_bytes: int = 0) -> Iterator[Staging]:
     with _translate_os_errors(output):
         descriptor = _lock(path)
         try:
-            _empty(path)
+            _empty(path, but=JOURNAL if keep else "")
             yield Staging(path, output)
         finally:
             if _same_folder(descriptor, path):
-                shutil.rmtree(path, ignore_errors=True)
+                _leave(path, keep)
             os.close(descriptor)
 
 
@@ -147,10 +157,11 @@ def _sync_and_hash(path: Path) -> FileRecord:
 
 def _sync_folders(path: Path) -> None:
     for root, _, _ in os.walk(path):
-        _sync_folder(Path(root))
+        sync_folder(Path(root))
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Sync a folder's own entries."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -181,8 +192,17 @@ def _same_folder(descriptor: int, path: Path) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def _empty(path: Path) -> None:
+def _leave(path: Path, keep: bool) -> None:
+    if keep and (path / JOURNAL).is_dir() and any((path / JOURNAL).iterdir()):
+        _empty(path, but=JOURNAL)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _empty(path: Path, *, but: str = "") -> None:
     for entry in path.iterdir():
+        if entry.name == but:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

@@ -1,134 +1,245 @@
-"""Site statistics on hand-made values, merging, and the artifact on disk."""
+"""The statistics artifact: what is written is what is read, and parts that do not belong together do not merge."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from qtool.errors import InputRefused, UsageError
+from qtool.errors import InputRefused, QtoolError, UsageError
 from qtool.quantize.artifacts.manifest import Manifest, Parent
-from qtool.quantize.artifacts.statistics import NUMBERS, SiteStatistics, Statistics, TopValue
+from qtool.quantize.artifacts.sink_statistics import KEYS, SINK_FIELDS, SinkStatistics
+from qtool.quantize.artifacts.site_statistics import FIELDS, SiteStatistics
+from qtool.quantize.artifacts.statistics import SUMMARY, DomainStatistics, Sampling, Statistics
 from qtool.quantize.artifacts.store import stage
+from qtool.quantize.measure.places import Places
+from qtool.quantize.measure.site_batch import statistics_of
 
 DIGEST = "ab" * 32
+ALL = Sampling(histogram=1, median=1, error=1)
+ROLES: dict[str, Any] = {"embed": "stream", "q.input": "input", "q.output": "output", "norm": "stream"}
+WIDTHS = {"embed": 5, "q.input": 70, "q.output": 3, "norm": 5}
 
 
-def site(values: torch.Tensor, first_sequence: int = 0) -> SiteStatistics:
-    tokens = torch.arange(values.shape[0] * values.shape[1]).reshape(values.shape[:2]) + 1000 * first_sequence
-    return SiteStatistics.of(values, tokens, first_sequence=first_sequence)
+def site(name: str, numbers: list[int], *, gram: bool = False) -> SiteStatistics:
+    rng = np.random.default_rng([len(name), *numbers])
+    values = rng.standard_normal((len(numbers) * 6, WIDTHS[name])).astype(np.float32)
+    places = Places.of(np.array(numbers), rng.integers(0, 50, (len(numbers), 6)), ALL)
+    return statistics_of(torch.from_numpy(values), places, ROLES[name], gram=gram)
 
 
-def statistics(**sites: SiteStatistics) -> Statistics:
-    return Statistics(model_digest=DIGEST, sequences=2, length=3, sites=sites, aliases={"b": "a"})
+def sinks(numbers: list[int]) -> SinkStatistics:
+    rng = np.random.default_rng(numbers)
+    return SinkStatistics(
+        sequences=np.array([len(numbers), 1]),
+        first_short=rng.integers(0, 2, 4),
+        first_full=rng.integers(0, 2, 4),
+        any_full=rng.integers(0, 2, 4),
+        importance=rng.random((4, KEYS)),
+    )
 
 
-def saved(folder: Path, content: Statistics) -> Path:
+def statistics(*, prose: list[int], code: list[int], gram: bool = False) -> Statistics:
+    numbers = {name: mine for name, mine in (("prose", prose), ("code", code)) if mine}
+    domains = {
+        name: DomainStatistics(
+            sites={each: site(each, mine, gram=gram and each == "q.input") for each in ROLES},
+            sinks={"attention": sinks(mine)},
+        )
+        for name, mine in numbers.items()
+    }
+    return Statistics(
+        model_digest=DIGEST,
+        text_sha256="cd" * 32,
+        length=6,
+        shape=(8, len(prose) + len(code)),
+        sampling=ALL,
+        roles=ROLES,
+        aliases={"k.input": "q.input"},
+        domains=domains,
+    )
+
+
+def saved(folder: Path, content: Statistics, edit: Callable[[Path], None] = lambda _: None) -> Path:
     with stage(folder) as staging:
         content.save(staging.path)
+        edit(staging.path)
         staging.commit(Manifest(kind="statistics", parents=(Parent(kind="model", digest=DIGEST),)))
     return folder
 
 
-def test_by_hand() -> None:
-    values = torch.tensor([[[1.0, -2.0, 0.5], [4.0, 0.0, 0.0]], [[1.0, 1.0, 1.0], [-3.0, 2.0, 1.0]]])
-    one = site(values)
-    assert (one.count, one.low, one.high, one.amax) == (12, -3.0, 4.0, 4.0)
-    assert one.mean == pytest.approx(6.5 / 12)
-    assert one.square == pytest.approx(1 + 4 + 0.25 + 16 + 3 + 9 + 4 + 1)
-    assert one.channel_amax.tolist() == [4.0, 2.0, 1.0]
-    assert one.top[0] == TopValue(value=4.0, sequence=0, position=1, token=1, channel=0)
-    assert one.top[1] == TopValue(value=-3.0, sequence=1, position=1, token=3, channel=0)
-    # Ties: −2 at (0, 0, 1) stands before 2 at (1, 1, 1).
-    assert [(v.value, v.sequence) for v in one.top[2:4]] == [(-2.0, 0), (2.0, 1)]
-    assert one.tokens == 3  # the token with median 0 has no ratio
-    assert (one.ratio_max, one.ratio_mean) == pytest.approx((2.0, (2 + 1 + 1.5) / 3))
+def assert_equal(one: Statistics, other: Statistics) -> None:
+    for name in ("model_digest", "text_sha256", "length", "shape", "sampling", "roles", "aliases"):
+        assert getattr(one, name) == getattr(other, name), name
+    assert list(one.domains) == list(other.domains)
+    for name, domain in one.domains.items():
+        assert list(domain.sites) == list(other.domains[name].sites)
+        assert list(domain.sinks) == list(other.domains[name].sinks)
+        theirs_all = other.domains[name]
+        pairs = [(domain.sites, theirs_all.sites, FIELDS), (domain.sinks, theirs_all.sinks, SINK_FIELDS)]
+        for mine, theirs, fields in pairs:
+            for (key, record), field in itertools.product(mine.items(), fields):
+                ours, read = getattr(record, field), getattr(theirs[key], field)
+                assert (ours.dtype, ours.shape) == (read.dtype, read.shape), (key, field)
+                np.testing.assert_array_equal(ours, read, err_msg=f"{key}.{field}")
 
 
-def test_kurtosis_of_known_distributions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    assert site(torch.randn(4, 500, 100, generator=generator) + 5).kurtosis == pytest.approx(3, abs=0.05)
-    assert site(torch.rand(4, 500, 100, generator=generator)).kurtosis == pytest.approx(1.8, abs=0.02)
-    assert site(torch.full((1, 2, 3), 2.0)).kurtosis == 0
+@pytest.mark.parametrize("gram", [False, True])
+def test_saved_and_loaded_is_equal(tmp_path: Path, gram: bool) -> None:
+    # Without sequence 0 no site has a picture; with it some have; XᵀX only where it was asked for.
+    for number, content in enumerate(
+        [statistics(prose=[0, 1], code=[5], gram=gram), statistics(prose=[3], code=[], gram=gram)]
+    ):
+        loaded = Statistics.load(saved(tmp_path / str(number), content))
+        assert_equal(loaded, content)
+        assert len(loaded.digest) == 64
+    assert loaded.sites["q.input"].gram.shape == ((70, 70) if gram else (0, 0))
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 9999),
-    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
-    coarse=st.booleans(),
-)
-def test_merging_in_any_order_is_one_run(seed: int, cuts: list[int], coarse: bool) -> None:
-    rng = np.random.default_rng(seed)
-    values = torch.from_numpy(rng.standard_normal((10, 5, 7)).astype(np.float32))
-    if coarse:
-        values = values.round()  # many ties
-    tokens = torch.from_numpy(rng.integers(0, 50, (10, 5)))
-    whole = SiteStatistics.of(values, tokens, first_sequence=0)
-    edges = [0, *sorted(cuts), 10]
-    parts = [
-        SiteStatistics.of(values[a:b], tokens[a:b], first_sequence=a) for a, b in itertools.pairwise(edges)
-    ]
-    rng.shuffle(parts)
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    assert merged.top == whole.top
-    assert np.array_equal(merged.channel_amax, whole.channel_amax)
-    exact = ("count", "low", "high", "tokens", "ratio_max")
-    assert [getattr(merged, name) for name in exact] == [getattr(whole, name) for name in exact]
-    for name in ("total", "square", "cube", "fourth", "ratio_total"):
-        assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12, abs=1e-9)
-
-
-def test_saved_and_loaded_is_equal(tmp_path: Path) -> None:
-    content = statistics(a=site(torch.randn(2, 3, 20)), c=site(torch.randn(2, 3, 4)))
-    loaded = Statistics.load(saved(tmp_path / "stats", content))
-    assert loaded.digest
-    for name in ("a", "c"):
-        assert np.array_equal(loaded.sites[name].channel_amax, content.sites[name].channel_amax)
-        ours, theirs = (replace(s.sites[name], channel_amax=np.zeros(1, np.float32)) for s in (content, loaded))
-        assert ours == theirs
-    assert loaded.find("b") is loaded.sites["a"]
-    assert (loaded.model_digest, loaded.sequences, loaded.length) == (DIGEST, 2, 3)
+def test_an_unknown_expert_site_of_one_domain_stays_there(tmp_path: Path) -> None:
+    content = statistics(prose=[0], code=[4])
+    domains = dict(content.domains)
+    domains["code"] = replace(domains["code"], sites={"embed": domains["code"].sites["embed"]}, sinks={})
+    loaded = Statistics.load(saved(tmp_path / "stats", replace(content, domains=domains)))
+    assert list(loaded.domains["code"].sites) == ["embed"]
+    assert loaded.sites["embed"].tokens == 12 and loaded.sites["norm"].tokens == 6
+    assert list(loaded.sites) == list(ROLES)
 
 
 def test_the_same_statistics_give_the_same_bytes(tmp_path: Path) -> None:
-    content = statistics(a=site(torch.randn(2, 3, 20)))
-    first, second = (saved(tmp_path / name, content) for name in ("one", "two"))
+    first, second = (saved(tmp_path / n, statistics(prose=[0, 1], code=[5])) for n in ("one", "two"))
     assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
+
+
+def test_find_follows_aliases_and_totals_all_domains() -> None:
+    content = statistics(prose=[0, 1], code=[5])
+    assert content.find("k.input") is content.find("q.input") is content.sites["q.input"]
+    assert content.find("elsewhere") is None
+    assert content.sites["embed"].sequences.tolist() == [0, 1, 5]
+    assert content.total.sinks["attention"].sequences.tolist() == [3, 2]
+
+
+def test_merging_shards_in_any_order_gives_the_same_bytes(tmp_path: Path) -> None:
+    shards = [
+        statistics(prose=[0], code=[]),
+        statistics(prose=[2], code=[4]),
+        statistics(prose=[], code=[5]),
+        statistics(prose=[1], code=[]),
+    ]
+    wanted = None
+    for number, order in enumerate(itertools.permutations(shards)):
+        merged = reduce(Statistics.merge, order)
+        assert list(merged.domains) == ["prose", "code"]
+        assert merged.shape == (8, 5)
+        top = merged.sites["q.input"].top_values.tolist()
+        wanted = wanted or top
+        assert top == wanted
+        if number in (0, 13, 23):
+            assert_maxima_equal(merged, reduce(Statistics.merge, shards))
+            loaded = Statistics.load(saved(tmp_path / str(number), merged))
+            assert_equal(loaded, merged)
+
+
+def assert_maxima_equal(one: Statistics, other: Statistics) -> None:
+    for name, mine in one.sites.items():
+        for field in ("channel_low", "channel_high", "ordinary", "spikes", "top_values", "top_places", "sequences"):
+            np.testing.assert_array_equal(getattr(mine, field), getattr(other.sites[name], field))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_digest": "ee" * 32}, "model digest"),
+        ({"text_sha256": "ee" * 32}, "text sha256"),
+        ({"length": 7}, "length"),
+        ({"sampling": Sampling(histogram=8, median=16, error=64)}, "sampling"),
+        ({"roles": {**ROLES, "norm": "input"}}, "roles"),
+        ({"shape": (9, 1)}, "same"),
+    ],
+)
+def test_parts_of_different_measurements_do_not_merge(change: dict[str, Any], words: str) -> None:
+    one, other = statistics(prose=[0], code=[]), statistics(prose=[1], code=[])
+    one.merge(other)
+    for pair in ((one, replace(other, **change)), (replace(other, **change), one)):
+        with pytest.raises(UsageError, match=words):
+            pair[0].merge(pair[1])
+
+
+def test_the_same_sequences_do_not_merge_twice() -> None:
+    one, other = statistics(prose=[0, 1], code=[5]), statistics(prose=[2], code=[5])
+    for pair in ((one, one), (one, other), (one.merge(statistics(prose=[3], code=[])), one)):
+        with pytest.raises(UsageError, match="once"):
+            pair[0].merge(pair[1])
+
+
+def edit_summary(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        data = json.loads((folder / SUMMARY).read_text())
+        change(data)
+        (folder / SUMMARY).write_text(json.dumps(data))
+
+    return edit
+
+
+def edit_tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        tensors = load_file(folder / "domain-00.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "domain-00.safetensors")
+
+    return edit
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda data: data.pop("sites"),
-        lambda data: data["sites"]["a"].pop("square"),
-        lambda data: data["sites"]["a"].update(surprise=1),
-        lambda data: data["sites"]["a"]["top"][0].pop(),
-        lambda data: data["sites"].update(z=data["sites"]["a"]),
-        lambda data: data.update(model_digest="cd" * 32),
+        edit_summary(lambda data: data.pop("domains")),
+        edit_summary(lambda data: data.update(schema=1)),
+        edit_summary(lambda data: data.update(sampling={"histogram": 1})),
+        edit_summary(lambda data: data.update(shape=[8])),
+        edit_summary(lambda data: data.update(model_digest="ee" * 32)),
+        edit_summary(lambda data: data["domains"]["prose"]["sites"].pop()),
+        edit_summary(lambda data: data["domains"]["prose"]["sites"].append("norm")),
+        edit_summary(lambda data: data["domains"].update(more={"sites": [], "sinks": []})),
+        edit_tensors(lambda tensors: tensors.pop("site.rows")),
+        edit_tensors(lambda tensors: tensors.pop("site.ordinary.places")),
+        edit_tensors(lambda tensors: tensors.update({"site.range_at": tensors["site.range_at"][:-1]})),
+        edit_tensors(lambda tensors: tensors["site.ordinary.places"].__setitem__(0, 100_000)),
+        lambda folder: (folder / "domain-00.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}"),
+        lambda folder: (folder / "domain-00.safetensors").write_bytes(b""),
+        lambda folder: (folder / SUMMARY).write_text("[]"),
+        lambda folder: (folder / SUMMARY).write_bytes(b"\xff{"),
     ],
 )
-def test_malformed_statistics_are_refused(tmp_path: Path, edit: object) -> None:
-    with stage(tmp_path / "stats") as staging:
-        statistics(a=site(torch.randn(2, 3, 20))).save(staging.path)
-        data = json.loads((staging.path / NUMBERS).read_text())
-        edit(data)  # type: ignore[operator]
-        (staging.path / NUMBERS).write_text(json.dumps(data))
-        staging.commit(Manifest(kind="statistics", parents=(Parent(kind="model", digest=DIGEST),)))
+def test_malformed_statistics_are_refused(tmp_path: Path, edit: Callable[[Path], None]) -> None:
+    folder = saved(tmp_path / "stats", statistics(prose=[0, 1], code=[5]), edit)
     with pytest.raises(InputRefused):
-        Statistics.load(tmp_path / "stats")
+        Statistics.load(folder)
 
 
-def test_statistics_of_different_models_do_not_merge() -> None:
-    one = statistics(a=site(torch.randn(2, 3, 4)))
-    with pytest.raises(UsageError):
-        one.merge(replace(one, model_digest="cd" * 32))
+def test_a_byte_changed_after_the_fact_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "stats", statistics(prose=[0], code=[4]))
+    file = folder / "domain-01.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputRefused, match="changed"):
+        Statistics.load(folder)
+
+
+def test_another_kind_of_artifact_is_refused(tmp_path: Path) -> None:
+    with stage(tmp_path / "other") as staging:
+        (staging.path / "x").write_text("x")
+        staging.commit(Manifest(kind="checkpoint", parents=()))
+    with pytest.raises(QtoolError, match="not a statistics"):
+        Statistics.load(tmp_path / "other")
