@@ -1,18 +1,17 @@
-"""A text's hidden states, carried from block to block in small batches of fixed size.
+"""A text's hidden states, carried from block to block in batches.
 
 The hidden states of all sequences stay in memory (float32); everything else lives for one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from qtool.quantize.artifacts.network import NetworkShell, run_block
-
-TOKENS_PER_BATCH = 2048
+from qtool.quantize.measure.batches import TOKENS_PER_BATCH
 
 
 class HiddenStates:
@@ -20,33 +19,36 @@ class HiddenStates:
 
     Args:
         shell: the network; its embedding must already be what will run.
-        tokens: int64 [B, T].
+        batches: token ids int64 [b, T] of every batch.
 
     Attributes:
         hidden: [b, T, d] by batch.
-        tokens: the token ids [b, T] by batch.
         batch: the number of the batch in hand.
     """
 
-    def __init__(self, shell: NetworkShell, tokens: Tensor) -> None:
+    def __init__(self, shell: NetworkShell, batches: Sequence[Tensor]) -> None:
         self.shell = shell
-        self.sequences_per_batch = max(1, TOKENS_PER_BATCH // tokens.shape[1])
-        starts = range(0, tokens.shape[0], self.sequences_per_batch)
-        self.tokens = [tokens[start : start + self.sequences_per_batch] for start in starts]
         self.batch = 0
         self.hidden: list[Tensor] = []
-        self._kwargs: list[dict[str, Any]] = []
-        for batch in self.tokens:
+        self._kwargs: list[list[dict[str, Any]]] = []
+        for batch in batches:
             hidden, kwargs = shell.block_inputs(batch)
             self.hidden.append(hidden)
             self._kwargs.append(kwargs)
 
     def batches(self) -> Iterator[int]:
         """Every batch number in turn, and in hand."""
-        for number in range(len(self.tokens)):
+        for number in range(len(self.hidden)):
             self.batch = number
             yield number
 
     def run(self, block: nn.Module) -> Tensor:
-        """The block's output [b, T, d] for the batch in hand."""
-        return run_block(block, self.hidden[self.batch], self._kwargs[self.batch])
+        """The output [b, T, d] of one of the network's blocks for the batch in hand."""
+        index = next(i for i, each in enumerate(self.shell.blocks) if each is block)
+        return run_block(block, self.hidden[self.batch], self._kwargs[self.batch][index])
+
+
+def in_batches(tokens: Tensor) -> list[Tensor]:
+    """Tokens [B, T] in batches of at most TOKENS_PER_BATCH tokens."""
+    size = max(1, TOKENS_PER_BATCH // tokens.shape[1])
+    return [tokens[start : start + size] for start in range(0, len(tokens), size)]

@@ -1,139 +1,191 @@
-"""One pass over a text, one decoder block in memory at a time, recording every site's statistics.
-
-The head's output (the logits) is not a site: nothing is quantized there, and it would be the largest of all.
-"""
+"""One pass over a text, one decoder block in memory at a time, recording every site's statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qtool.errors import InputRefused
-from qtool.quantize.artifacts.network import EMBEDDING, FINAL_NORM, HEAD, NetworkShell
-from qtool.quantize.artifacts.statistics import SiteStatistics, Statistics
+from qtool.quantize.architectures import architecture_of, expert_count, symbol_sizes
+from qtool.quantize.architectures.sites import SITES
+from qtool.quantize.artifacts.network import NetworkShell
+from qtool.quantize.artifacts.statistics import Sampling, Statistics, in_order
 from qtool.quantize.artifacts.weights import WeightSource
+from qtool.quantize.measure.attention_tap import tapped_attention
+from qtool.quantize.measure.batches import Batch, cut
 from qtool.quantize.measure.hidden_states import HiddenStates
+from qtool.quantize.measure.recorder import Recorded, Recorder
 
 Progress = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What is read.
+
+    Attributes:
+        ids: int64 [B, T].
+        domains: names.
+        domain_of: int64 [B], the index of every sequence's domain.
+        sha256: of the text.
+    """
+
+    ids: npt.NDArray[np.int64]
+    domains: tuple[str, ...]
+    domain_of: npt.NDArray[np.int64]
+    sha256: str
+
+
+class Journal(Protocol):
+    """Where a pass keeps what it has done, so that an interrupted one can continue."""
+
+    def done(self) -> int:
+        """How many blocks are finished."""
+        ...
+
+    def load(self) -> tuple[Recorded, list[Tensor]]:
+        """Everything recorded up to the last finished block, and the hidden states after it."""
+        ...
+
+    def save(self, block: int, recorded: Recorded, hidden: Sequence[Tensor]) -> None:
+        """Keep what was recorded since the last call, and the hidden states after `block`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A finished pass: its statistics, and how long it took and of that the statistics."""
+
+    statistics: Statistics
+    seconds: float
+    statistics_seconds: float
+
+
 def measure(
     source: WeightSource,
-    tokens: npt.NDArray[np.int64],
+    text: Text,
     *,
-    groups: Sequence[Sequence[str]],
     progress: Progress,
-    first_sequence: int = 0,
-) -> Statistics:
+    shard: tuple[int, int] = (0, 1),
+    gram: bool = False,
+    stream_only: bool = False,
+    journal: Journal | None = None,
+) -> Pass:
     """Measure a float model's activations.
 
     Args:
         source: the model.
-        tokens: int64 [B, T].
-        groups: per block, the linears in the order of data flow, those that read one input together.
+        text: what it reads.
         progress: called with (blocks done, blocks, name of the last).
-        first_sequence: the number of the first sequence, where a text is measured in parts that are merged later.
+        shard: (i, n): the i-th of n parts of the text, from 0; merged, they are what one pass over all gives.
+        gram: also XᵀX of what GEMMs read.
+        stream_only: no sites inside the blocks, and no logits.
+        journal: keeps every finished block; None when nothing is to be kept.
 
     Raises:
-        InputRefused: a value that is not finite, or a site that did not see all tokens.
+        InputRefused: a value that is not finite, or a site that was not reached or did not see all tokens.
+        UsageError: a shard without anything to do.
     """
     with torch.no_grad():
-        return _measure(HiddenStates(NetworkShell(source), torch.from_numpy(tokens)), groups, progress, first_sequence)
+        batches = cut(text.ids, text.domains, text.domain_of, shard)
+        return _Pass(source, text, batches, gram=gram, stream_only=stream_only).run(progress, journal)
 
 
-def _measure(
-    states: HiddenStates, groups: Sequence[Sequence[str]], progress: Progress, first_sequence: int
-) -> Statistics:
-    shell = states.shell
-    recorder = _Recorder(states, first_sequence)
-    width = states.hidden[0].shape[-1]
-    recorder.expect(f"{EMBEDDING}.output", width)
-    for batch in states.batches():
-        recorder.see(f"{EMBEDDING}.output", states.hidden[batch])
-    for index in range(len(shell.blocks)):
-        name = f"model.layers.{index}"
-        recorder.expect(f"{name}.output", width)
-        with shell.block(index) as block:
-            handles = recorder.attach(block, name, groups)
-            for batch in states.batches():
-                states.hidden[batch] = states.run(block)
-                recorder.see(f"{name}.output", states.hidden[batch])
-            for handle in handles:
-                handle.remove()
-        progress(index + 1, len(shell.blocks), name)
-    recorder.expect(f"{FINAL_NORM}.output", width)
-    norm = shell.network.get_submodule(FINAL_NORM)
-    for batch in states.batches():
-        recorder.see(f"{FINAL_NORM}.output", norm(states.hidden[batch]))
-    recorder.aliases[f"{HEAD}.input"] = f"{FINAL_NORM}.output"
-    return Statistics(
-        model_digest=shell.source.digest,
-        sequences=sum(len(batch) for batch in states.tokens),
-        length=states.tokens[0].shape[1],
-        sites=recorder.checked(),
-        aliases=recorder.aliases,
-    )
+class _Pass:
+    def __init__(
+        self, source: WeightSource, text: Text, batches: list[Batch], *, gram: bool, stream_only: bool
+    ) -> None:
+        row = architecture_of(source.config)
+        self._source, self._text, self._batches = source, text, batches
+        self._sites = () if stream_only else SITES[row.model_type]
+        self._stream_only = stream_only
+        self._sampling = Sampling.for_tokens(text.ids.size)
+        sizes = {str(symbol): size for symbol, size in symbol_sizes(source.config, row).items()}
+        self._recorder = Recorder(
+            batches,
+            sampling=self._sampling,
+            gram=gram,
+            sizes=sizes,
+            experts=expert_count(source.config),
+        )
+        self._shell = NetworkShell(source)
+        self._states = HiddenStates(self._shell, [torch.from_numpy(batch.tokens) for batch in batches])
 
+    def run(self, progress: Progress, journal: Journal | None) -> Pass:
+        start = time.perf_counter()
+        recorder, blocks = self._recorder, len(self._shell.blocks)
+        self._embedding()
+        parts = [recorder.take()]
+        done = journal.done() if journal else 0
+        if journal and done:
+            earlier, self._states.hidden = journal.load()
+            parts.append(earlier)
+        for index in range(done, blocks):
+            self._block(index)
+            parts.append(recorder.take())
+            if journal:
+                journal.save(index + 1, parts[-1], self._states.hidden)
+            progress(index + 1, blocks, self._shell.block_name(index))
+        self._final()
+        recorded = reduce(Recorded.merge, [*parts, recorder.take()])
+        statistics = Statistics(
+            model_digest=self._source.digest,
+            text_sha256=self._text.sha256,
+            length=self._text.ids.shape[1],
+            shape=(len(self._text.ids), sum(len(batch.sequences) for batch in self._batches)),
+            sampling=self._sampling,
+            roles=recorded.roles,
+            aliases=recorded.aliases,
+            domains=in_order(recorded.domains, recorded.roles),
+        )
+        return Pass(statistics=statistics, seconds=time.perf_counter() - start, statistics_seconds=recorder.seconds)
 
-class _Recorder:
-    """Sums up what passes the sites, and knows how much should have passed."""
+    def _embedding(self) -> None:
+        site = f"{self._shell.spine.embedding}.output"
+        self._recorder.expect(site, "stream")
+        for batch in self._in_turn():
+            self._recorder.see(site, self._states.hidden[batch])
 
-    def __init__(self, states: HiddenStates, first_sequence: int) -> None:
-        self.aliases: dict[str, str] = {}
-        self._states = states
-        self._first_sequence = first_sequence
-        self._sites: dict[str, SiteStatistics] = {}
-        self._expected: dict[str, int] = {}
+    def _block(self, index: int) -> None:
+        name, recorder, states = self._shell.block_name(index), self._recorder, self._states
+        with self._shell.block(index) as block, recorder.attached(block, name, self._sites):
+            recorder.expect(f"{name}.output", "stream")
+            with self._attention_tap(block, name):
+                for batch in self._in_turn():
+                    states.hidden[batch] = states.run(block)
+                    recorder.see(f"{name}.output", states.hidden[batch])
 
-    def expect(self, site: str, channels: int) -> None:
-        """By the end, `site` must have seen `channels` values for every token."""
-        self._expected[site] = sum(batch.numel() for batch in self._states.tokens) * channels
+    def _final(self) -> None:
+        """The final norm, which the head reads, and the logits, one sequence at a time."""
+        spine, network = self._shell.spine, self._shell.network
+        norm, head = network.get_submodule(spine.final_norm), network.get_submodule(spine.head)
+        before, logits = f"{spine.final_norm}.output", f"{spine.head}.output"
+        self._recorder.expect(before, "stream")
+        self._recorder.aliases[f"{spine.head}.input"] = before
+        if not self._stream_only:
+            self._recorder.expect(logits, "output")
+        for batch in self._in_turn():
+            hidden = norm(self._states.hidden[batch])
+            self._recorder.see(before, hidden)
+            for row in range(0 if self._stream_only else len(hidden)):
+                self._recorder.see_sequence(logits, head(hidden[row]), row)
+        self._recorder.check(spine.final_norm)
+        self._recorder.check(spine.head)
 
-    def see(self, site: str, values: Tensor) -> None:
-        """Add the values [b, T, C] of the batch in hand to a site."""
-        low, high = values.aminmax()
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise InputRefused(site, "is not finite on this text", "check the model's weights")
-        batch = self._states.batch
-        start = self._first_sequence + batch * self._states.sequences_per_batch
-        seen = SiteStatistics.of(values, self._states.tokens[batch], first_sequence=start)
-        self._sites[site] = self._sites[site].merge(seen) if site in self._sites else seen
+    def _attention_tap(self, block: nn.Module, name: str) -> AbstractContextManager[None]:
+        if self._stream_only:
+            return nullcontext()
+        return tapped_attention(self._shell.network, self._recorder.see_attention(block, name))
 
-    def attach(self, block: nn.Module, name: str, groups: Sequence[Sequence[str]]) -> list[Any]:
-        """Hooks on a block's linears: one input site per group, one output site per linear."""
-        handles = []
-        for group in groups:
-            site = f"{name}.{group[0]}.input"
-            linears: list[Any] = [block.get_submodule(path) for path in group]
-            self.expect(site, linears[0].in_features)
-            handles.append(linears[0].register_forward_pre_hook(self._input_hook(site)))
-            for path, linear in zip(group, linears, strict=True):
-                output = f"{name}.{path}.output"
-                self.expect(output, linear.out_features)
-                handles.append(linear.register_forward_hook(self._output_hook(output)))
-                if path != group[0]:
-                    self.aliases[f"{name}.{path}.input"] = site
-        return handles
-
-    def checked(self) -> dict[str, SiteStatistics]:
-        """All sites.
-
-        Raises:
-            InputRefused: when a site saw more or fewer values than it should have.
-        """
-        for site, expected in self._expected.items():
-            seen = self._sites[site].count if site in self._sites else 0
-            if seen != expected:
-                raise InputRefused(site, f"saw {seen} values of {expected}", "report this model type")
-        return self._sites
-
-    def _input_hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: self.see(site, args[0])
-
-    def _output_hook(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, args, output: self.see(site, output)
+    def _in_turn(self) -> Iterator[int]:
+        for batch in self._states.batches():
+            self._recorder.begin(batch)
+            yield batch

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qtool.errors import InputRefused
 from qtool.quantize.artifacts.network import FINAL_NORM, NetworkShell
-from qtool.quantize.measure.hidden_states import HiddenStates
+from qtool.quantize.measure.hidden_states import HiddenStates, in_batches
 
 
 class _InputCaught(Exception):
@@ -35,7 +35,7 @@ class Calibration:
 
     def __init__(self, shell: NetworkShell, tokens: npt.NDArray[np.int64]) -> None:
         self.shell = shell
-        self._states = HiddenStates(shell, torch.from_numpy(tokens))
+        self._states = HiddenStates(shell, in_batches(torch.from_numpy(tokens)))
         self._replays: list[_Replay] = []
 
     def inputs_of(self, block: nn.Module, path: str, use: Callable[[Tensor], None]) -> None:

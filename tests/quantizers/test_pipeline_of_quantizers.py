@@ -20,7 +20,7 @@ from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.inputs import SourceModel, open_model
-from qtool.quantize.measure import measure
+from qtool.quantize.measure import Text, measure
 from qtool.quantize.quantizers import QuantizationReport, pipeline, quantize_model
 from qtool.quantize.quantizers.hessian import Hessian
 
@@ -204,7 +204,8 @@ def test_static_activations_take_their_scale_from_statistics(tiny_model: Make) -
     recipe = Recipe.preset("W8A8", activation="per_tensor", ignore=["lm_head"])
     with pytest.raises(UsageError, match="qtool measure"):
         run(source, recipe)
-    statistics = measure(source, TOKENS, groups=architecture_of(source.config).linear_groups, progress=silent)
+    text = Text(ids=TOKENS, domains=("text",), domain_of=np.zeros(len(TOKENS), dtype=np.int64), sha256="0" * 64)
+    statistics = measure(source, text, progress=silent).statistics
     writer, _ = run(source, recipe, statistics=statistics)
     for module in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
         site = statistics.find(f"{module}.input")
