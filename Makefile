@@ -24,8 +24,9 @@ lint: $(READY)   ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## our package beside the onnxruntime-genai builder's int4, interleaved
+bench: $(READY)  ## our package beside the onnxruntime-genai builder's int4; what measuring costs
 	$(BIN)/python bench/speed/cpu.py
+	$(BIN)/python bench/speed/measure.py
 
 clean:           ## remove what the targets above made
 	rm -rf $(VENV) .demo

@@ -93,7 +93,7 @@ def main() -> None:
     model = fetch(WORK)
     shutil.rmtree(RUN, ignore_errors=True)
     RUN.mkdir()
-    qtool("measure", model, "-o", "statistics", "--sequences", "8")
+    qtool("measure", model, "-o", "statistics", "--sequences", "12", "--report", "statistics-report")
     for variant in VARIANTS:
         build(variant, model)
     package = f"package-{SHOWN.folder}"

@@ -73,12 +73,10 @@ def _print_origin(path: Path, manifest: Manifest) -> None:
     table(str(path), ["", "value"], rows)
 
 
-def _print_statistics(path: Path, manifest: Manifest) -> None:
-    from qtool.cli.report import print_statistics
-    from qtool.quantize.artifacts.statistics import Statistics
+def _print_statistics(path: Path, _manifest: Manifest) -> None:
+    from qtool.cli.measured import load_measured, print_measured
 
-    texts = {int(i): text for i, text in manifest.details["token_texts"].items()}
-    print_statistics(Statistics.load(path), texts)
+    print_measured(load_measured(path), None, as_json=False)
 
 
 def _print_checkpoint(_path: Path, manifest: Manifest) -> None:

@@ -29,7 +29,7 @@ EXIT_CODES = """\b
 Exit codes:
   0 done                  4 environment (disk, memory, permission, lock)
   1 a bug in qtool        5 gate failed: a measured regression
-  2 usage or recipe       130, 143 interrupted; nothing is left behind
+  2 usage or recipe       130, 143 interrupted; no output was written
   3 input refused
 """
 
@@ -67,7 +67,7 @@ def cli(debug: bool) -> None:
 
     \b
     Example, the whole line:
-      qtool measure  MODEL -o stats
+      qtool measure  MODEL -o stats --report stats-report
       qtool quantize MODEL -o checkpoint --scheme W4A8
       qtool export   checkpoint -o package
       qtool evaluate package --reference MODEL -o report.json
@@ -107,7 +107,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         _fail(escape(error.format_message()), 2, debug=False)
     except (Interrupted, KeyboardInterrupt, click.Abort) as error:
         code = error.exit_code if isinstance(error, Interrupted) else 130
-        _fail("interrupted: nothing was left behind; run the same command again", code, debug=False)
+        _fail("interrupted: no output was written; run the same command again", code, debug=False)
     except MemoryError:
         _fail("out of memory: the model or the batch does not fit; use fewer or shorter sequences", 4, debug=False)
     except BrokenPipeError:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.cli.progress import out, table
 
 if TYPE_CHECKING:
-    from qtool.quantize.artifacts.statistics import Statistics
     from qtool.runtime.gate import Verdict
 
 MAX_SKIPPED = 20
-LARGEST_SITES = 20
 
 
 def print_quantization(report: dict[str, Any]) -> None:
@@ -99,43 +95,3 @@ def _numbers(numbers: dict[str, float | None], limits: dict[str, float]) -> str:
     if (agreement := numbers.get("top1_agreement")) is not None:
         shown.append(f"top-1 {100 * agreement:.1f} %")
     return "\n".join(shown)
-
-
-def print_statistics(statistics: Statistics, texts: Mapping[int, str]) -> None:
-    """The sites with the largest values, and where those values sit."""
-    rows = statistics_rows(statistics, texts)
-    largest = sorted(rows, key=lambda row: -row["amax"])[:LARGEST_SITES]
-    columns = ["site", "amax", "std", "kurtosis", "token max/median", "worst channel", "sequence:position", "token"]
-    cells = [
-        [
-            row["site"],
-            f"{row['amax']:.4g}",
-            f"{row['std']:.3g}",
-            f"{row['kurtosis']:.4g}",
-            f"{row['token_ratio_max']:.4g}",
-            row["top"][0]["channel"],
-            f"{row['top'][0]['sequence']}:{row['top'][0]['position']}",
-            repr(row["top"][0]["text"]),
-        ]
-        for row in largest
-    ]
-    table(f"the {len(largest)} largest of {len(rows)} sites", columns, cells)
-
-
-def statistics_rows(statistics: Statistics, texts: Mapping[int, str]) -> list[dict[str, Any]]:
-    """One plain row a site, in the order of the forward pass; `texts` says what token ids stand for."""
-    return [
-        {
-            "site": name,
-            "amax": site.amax,
-            "min": site.low,
-            "max": site.high,
-            "mean": site.mean,
-            "std": site.std,
-            "kurtosis": site.kurtosis,
-            "token_ratio_mean": site.ratio_mean,
-            "token_ratio_max": site.ratio_max,
-            "top": [{**asdict(value), "text": texts[value.token]} for value in site.top],
-        }
-        for name, site in statistics.sites.items()
-    ]
