@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from qtool.errors import InputRefused, UsageError
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.recipe import Recipe
     from qtool.quantize.artifacts.statistics import Statistics
-    from qtool.quantize.inputs import SourceModel
+    from qtool.quantize.artifacts.weights import WeightSource
+    from qtool.quantize.inputs import SourceModel, Tokens
     from qtool.quantize.quantizers import QuantizationReport
 
 EPILOG = """\b
@@ -22,6 +24,8 @@ Examples:
   qtool quantize ./model -o checkpoint --scheme W4A8
   qtool quantize ./model -o checkpoint --scheme W4A16 --group-size 128 --quantizer rtn
   qtool quantize ./model -o checkpoint --scheme W8A8 --activation per_tensor --statistics stats
+  qtool quantize ./model -o checkpoint --scheme W4A4 --transform quad --rank 64
+  qtool quantize ./model -o checkpoint --scheme W4A8 --rotate --low-rank 16
   qtool quantize owner/name -o checkpoint --recipe recipe.yaml --text calibration.txt
 """
 
@@ -30,15 +34,20 @@ Examples:
 @click.argument("model")
 @options.output
 @click.option("--recipe", type=options.PATH, help="A recipe file (YAML); instead of --scheme and what goes with it.")
-@click.option("--scheme", help="W4A16, W4A8, W8A8 or FP8_DYNAMIC.")
+@click.option("--scheme", help="W4A16, W4A8, W8A8, W4A4 or FP8_DYNAMIC.")
 @click.option("--group-size", help="32, 64, 128 or channel: weights that share a scale.")
 @click.option("--asymmetric", is_flag=True, help="Weights with zero points.")
 @click.option("--activation", help="per_token, per_token_group (ONNX Runtime's CPU kernel) or per_tensor.")
 @click.option("--quantizer", help="gptq (default) or rtn.")
+@click.option("--rotate", is_flag=True, help="Fold norms, rotate residual stream and values: free online.")
+@click.option("--smooth", type=click.FloatRange(0, 1), metavar="ALPHA", help="SmoothQuant, measured; free online.")
+@click.option("--transform", type=click.Choice(["hadamard", "quad"]), help="Online, before inputs are quantized.")
+@click.option("--rank", type=click.IntRange(1, 512), help="Of --transform quad: directions kept in 16 bits.")
+@click.option("--low-rank", type=click.IntRange(1, 512), help="Rank of a 16-bit correction of rounding errors.")
 @click.option("--lm-head", help="The head's scheme, or float; by default W8A8 under W4A8, float under W4A16 and FP8.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a name, * wildcards or re:REGEX.")
 @click.option("--seed", type=click.IntRange(0), help="Recorded in the recipe.")
-@click.option("--statistics", "statistics_path", type=options.PATH, help="From `qtool measure`; per_tensor needs it.")
+@click.option("--statistics", "statistics_path", type=options.PATH, help="From `qtool measure`, for per_tensor.")
 @options.corpus(sequences=64, purpose="calibrate")
 @options.threads
 @options.as_json
@@ -69,7 +78,8 @@ def command(
     assignments = rules.assign(linear_names(source.config))
     notes(source.notes)
     tokens = None
-    if any(a.scheme is not None and a.quantizer == "gptq" for a in assignments.values()):
+    static = any(a.static_input for a in assignments.values()) and statistics_path is None
+    if static or "smooth" in rules.model or any(a.needs_calibration for a in assignments.values()):
         tokens = load_tokens("calibration", source.tokenizer_files, corpus, vocab_size=source.config["vocab_size"])
 
     import torch
@@ -77,28 +87,34 @@ def command(
     from qtool.quantize.artifacts.checkpoint import CheckpointWriter
     from qtool.quantize.artifacts.manifest import Manifest, Parent
     from qtool.quantize.quantizers import quantize_model
+    from qtool.quantize.transforms.model_transforms import Context, transform_model
 
     with progress("check weights") as report_progress:
         check_finite(source, report_progress)
     torch.set_num_threads(threads)
-    statistics = _statistics(statistics_path, source)
+    measured = partial(_measured, tokens)
+    context = Context(seed=rules.seed, smooth_alpha=rules.smooth_alpha, measure=measured)
+    float_model, chosen = transform_model(source, rules.model, context)
+    notes(chosen)
+    statistics = measured(float_model) if static else _statistics(statistics_path, float_model)
     with stage(output, estimate_bytes=source.float_bytes) as staging:
-        writer = CheckpointWriter(staging.path, source.config)
+        writer = CheckpointWriter(staging.path, float_model.config)
         with progress("quantize") as report_progress:
             report = quantize_model(
-                source,
+                float_model,
                 assignments=assignments,
                 groups=row.linear_groups,
                 tokens=None if tokens is None else tokens.ids,
                 statistics=statistics,
                 writer=writer,
                 progress=report_progress,
+                seed=rules.seed,
             )
         _write_companions(staging.path, rules, source)
         parents = [Parent(kind="model", digest=source.digest)]
         if tokens is not None:
             parents.append(Parent(kind="text", digest=tokens.text_sha256))
-        if statistics is not None:
+        if statistics is not None and statistics.digest:
             parents.append(Parent(kind="statistics", digest=statistics.digest))
         manifest = staging.commit(
             Manifest(
@@ -134,10 +150,14 @@ def _recipe(path: Path | None, preset: dict[str, Any]) -> Recipe:
     if (size := given.pop("group_size", None)) is not None:
         given["group_size"] = int(size) if size.isdigit() else size
     given["symmetric"] = not given.pop("asymmetric", False)
+    rotate, alpha = given.pop("rotate", False), given.pop("smooth", None)
+    given["model"] = [*(["fold_norms", "rotate"] if rotate else []), *(["smooth"] if alpha is not None else [])]
+    if alpha is not None:
+        given["smooth_alpha"] = alpha
     return Recipe.preset(given.pop("scheme"), **given)
 
 
-def _statistics(path: Path | None, source: SourceModel) -> Statistics | None:
+def _statistics(path: Path | None, source: WeightSource) -> Statistics | None:
     if path is None:
         return None
     from qtool.quantize.artifacts.statistics import Statistics
@@ -146,6 +166,24 @@ def _statistics(path: Path | None, source: SourceModel) -> Statistics | None:
     if statistics.model_digest != source.digest:
         raise InputRefused(path, "was measured on another model", "run qtool measure on this model")
     return statistics
+
+
+def _measured(tokens: Tokens | None, source: WeightSource) -> Statistics:
+    """Statistics of a model on the calibration text."""
+    import numpy as np
+
+    from qtool.cli.progress import progress
+    from qtool.quantize.measure import Text, measure
+
+    assert tokens is not None
+    text = Text(
+        ids=tokens.ids,
+        domains=("text",),
+        domain_of=np.zeros(len(tokens.ids), dtype=np.int64),
+        sha256=tokens.text_sha256,
+    )
+    with progress("measure") as report_progress:
+        return measure(source, text, progress=report_progress).statistics
 
 
 def _write_companions(folder: Path, recipe: Recipe, source: SourceModel) -> None:

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from qtool.cli.main import main
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.manifest import MANIFEST, hash_file, read_manifest
 
 SMALL = ("--sequences", "4", "--length", "64", "--threads", "1")
@@ -120,16 +121,19 @@ def test_one_scale_changed_by_a_percent_fails_verify_and_check(line: Path, tmp_p
     assert qtool("check", copy, "--baseline", baseline, *LIMITS, *SCORED) == 5
 
 
-def test_static_activations_need_statistics_of_this_model(
+def test_static_activations_take_statistics_of_this_model_or_measure(
     line: Path, tmp_path: Path, tiny_model: Callable[..., Path]
 ) -> None:
     scheme = ("--scheme", "W8A8", "--activation", "per_tensor", "--quantizer", "rtn")
-    assert qtool("quantize", line / "model", "-o", tmp_path / "a", *scheme) == 2
+    assert qtool("quantize", line / "model", "-o", tmp_path / "a", *scheme, *SMALL) == 0
     other = tiny_model(seed=1)
     assert qtool("quantize", other, "-o", tmp_path / "b", *scheme, "--statistics", line / "stats") == 3
     assert qtool("quantize", line / "model", "-o", tmp_path / "c", *scheme, "--statistics", line / "stats") == 0
     assert qtool("export", tmp_path / "c", "-o", tmp_path / "d") == 2  # no CPU kernel computes it
-    assert not any((tmp_path / name).exists() for name in "abd")
+    assert not any((tmp_path / name).exists() for name in "bd")
+    found = [QuantizedCheckpoint(tmp_path / name).quantized("model.layers.0.mlp.down_proj") for name in "ac"]
+    scales = [float(tensor.input_scale) for tensor in found if tensor.input_scale is not None]
+    assert scales[0] == pytest.approx(scales[1], rel=0.5)  # of two texts
 
 
 def test_scoring_text_that_was_calibrated_on_is_refused(line: Path, tmp_path: Path) -> None:
@@ -158,3 +162,22 @@ def test_a_weight_that_is_not_finite_is_refused_at_once(tiny_model: Callable[...
     save_file(tensors, model / "model.safetensors")
     assert qtool("quantize", model, "-o", tmp_path / "checkpoint", "--scheme", "W4A8", *SMALL) == 3
     assert not list(tmp_path.glob("*checkpoint*"))
+
+
+@pytest.mark.parametrize("options", [("--rotate",), ("--smooth", "0.6")])
+def test_offline_transforms_go_down_the_line(options: tuple[str, ...], line: Path, tmp_path: Path) -> None:
+    scheme = ("--scheme", "W4A8", "--group-size", "32", *options, *SMALL)
+    assert qtool("quantize", line / "model", "-o", tmp_path / "checkpoint", *scheme) == 0
+    assert qtool("export", tmp_path / "checkpoint", "-o", tmp_path / "package") == 0
+    report = tmp_path / "report.json"
+    assert qtool("evaluate", tmp_path / "package", "--reference", line / "model", *SCORED, "-o", report) == 0
+    assert json.loads(report.read_text())["reference"]["kl_nats"] < 0.1
+    recipe = (tmp_path / "checkpoint" / "recipe.yaml").read_text()
+    assert ("rotate" if "--rotate" in options else "smooth_alpha: 0.6") in recipe
+
+
+def test_online_transforms_are_scored_and_not_exported(line: Path, tmp_path: Path) -> None:
+    scheme = ("--scheme", "W4A4", "--transform", "quad", "--rank", "8", "--low-rank", "4", *SMALL)
+    assert qtool("quantize", line / "model", "-o", tmp_path / "checkpoint", *scheme) == 0
+    assert qtool("evaluate", tmp_path / "checkpoint", *SCORED) == 0
+    assert qtool("export", tmp_path / "checkpoint", "-o", tmp_path / "package") == 2

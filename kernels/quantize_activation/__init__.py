@@ -3,6 +3,8 @@
 Integers: scale = max|a| / 127, code = round-half-even(a × (127 / max|a|)) in −127…127, an all-zero range gives
 scale 0 and codes 0; a range too small to be divided by counts as zero. Per token and block this is what ONNX
 Runtime's MatMulNBits computes at accuracy_level 4.
+INT4 is the same with 7 in place of 127: codes −7…7, so that a range is symmetric and −8 never occurs.
+FP4 E2M1: scale = max|a| / 6, code = a / scale rounded to the nearest of ±{0, ½, 1, 1½, 2, 3, 4, 6}, ties to even.
 FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
 """
 
@@ -13,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 INT8_MAX = 127.0
+INT4_MAX = 7.0
+E2M1_MAX = 6.0
 E4M3_MAX = 448.0
 SMALLEST_RANGE = 2.0**-120  # below it 127 / max|a| overflows, or max|a| / 448 is subnormal
 
@@ -27,17 +31,32 @@ def quantize_int8(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, 
     Returns:
         codes [..., G, group] (float32 holding integers; the last block padded with zeros) and scale [..., G, 1].
     """
-    blocks = _blocks(x, group_size)
-    amax = blocks.abs().amax(dim=-1, keepdim=True)
-    # amax × 0 is zero for a small range, and NaN for NaN.
-    codes = torch.round(blocks * torch.where(amax > SMALLEST_RANGE, INT8_MAX / amax, amax * 0))
-    return codes, amax / INT8_MAX
+    return _quantize_integer(x, INT8_MAX, group_size)
 
 
 def fake_quantize_int8(x: Tensor, *, group_size: int | None = None) -> Tensor:
     """`quantize_int8` and back: the float values [..., K] that the integer GEMM really multiplies."""
     codes, scale = quantize_int8(x, group_size=group_size)
     return (codes * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+def quantize_int4(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric INT4 per token, or per token and block of `group_size` along K; shapes as `quantize_int8`."""
+    return _quantize_integer(x, INT4_MAX, group_size)
+
+
+def fake_quantize_int4(x: Tensor, *, group_size: int | None = None) -> Tensor:
+    """`quantize_int4` and back: the float values [..., K] that the integer GEMM really multiplies."""
+    codes, scale = quantize_int4(x, group_size=group_size)
+    return (codes * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+def fake_quantize_fp4(x: Tensor, *, group_size: int | None = None) -> Tensor:
+    """Dynamic FP4 E2M1 per token, or per token and block of `group_size` along K, and back. [..., K] to [..., K]."""
+    blocks = _blocks(x, group_size)
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(amax > SMALLEST_RANGE, amax / E2M1_MAX, torch.ones_like(amax))
+    return (_round_e2m1(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
@@ -55,6 +74,21 @@ def fake_quantize_fp8(x: Tensor) -> Tensor:
 def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:
     """FP8 E4M3 with a stored per-tensor scale, and back. [..., K] to [..., K]."""
     return _cast_e4m3(x / scale) * scale
+
+
+def _quantize_integer(x: Tensor, largest: float, group_size: int | None) -> tuple[Tensor, Tensor]:
+    blocks = _blocks(x, group_size)
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
+    # amax × 0 is zero for a small range, and NaN for NaN.
+    codes = torch.round(blocks * torch.where(amax > SMALLEST_RANGE, largest / amax, amax * 0))
+    return codes, amax / largest
+
+
+def _round_e2m1(x: Tensor) -> Tensor:
+    # Steps of ½ below 2, of 1 below 4, of 2 up to 6: rounding the quotient half to even is E2M1's own tie rule.
+    size = x.abs()
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.clamp(torch.round(x / step) * step, -E2M1_MAX, E2M1_MAX)
 
 
 def _cast_e4m3(x: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
+from qtool.quantize.transforms.low_rank import LowRank
+from qtool.quantize.transforms.site_transform import SiteTransform
+from qtool.quantize.transforms.table import site_transform_from
 
 SHARD = "tensors-{:05d}.safetensors"
 TORCH_DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -41,6 +44,10 @@ class QuantizedTensor:
         zero_point: [N, G] uint8 for asymmetric integer weights, else None.
         input_scale: a float32 scalar for static per-tensor activations, else None.
         scheme: what the codes mean and what is done to the layer's input.
+        transform: what is done to the input before it is quantized; the codes then stand for the weight's main part.
+        site: the name of the input that `transform` belongs to; linears that read one input share both.
+        side: the weight's side part [N, r] float32 (float16 values), where the transform has one.
+        low_rank: a 16-bit correction of what rounding did to the codes' weight.
     """
 
     codes: Tensor
@@ -48,14 +55,34 @@ class QuantizedTensor:
     zero_point: Tensor | None
     input_scale: Tensor | None
     scheme: LayerScheme
+    transform: SiteTransform | None = None
+    site: str = ""
+    side: Tensor | None = None
+    low_rank: LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         return self.codes.shape[0], self.codes.shape[1]
 
+    @property
+    def plain(self) -> bool:
+        """True when the product is the codes' alone: no transform, no side product."""
+        return self.transform is None and self.low_rank is None
+
+    def effective(self) -> Tensor:
+        """The float weight [N, K] that the layer multiplies its untransformed, unquantized input with."""
+        weight = self.dequantize()
+        if self.low_rank is not None:
+            weight = weight + self.low_rank.up @ self.low_rank.down
+        if self.transform is None:
+            return weight
+        main, side = self.transform.input(torch.eye(weight.shape[1]))
+        weight = weight @ main.T
+        return weight if side is None or self.side is None else weight + self.side @ side.T
+
     def dequantize(self) -> Tensor:
-        """The weight the codes stand for, [N, K] float32."""
+        """The weight the codes stand for, [N, K] float32; of the main part where there is a transform."""
         fmt = self.scheme.weight.format
         return dequantize_weight(
             self.codes,
@@ -67,8 +94,14 @@ class QuantizedTensor:
 
     @property
     def stored_bits(self) -> int:
-        """Bits on disk, scales and zero points counted."""
+        """Bits on disk, scales, zero points and side products counted; the transform is the site's, not counted."""
         return 8 * sum(t.numel() * t.element_size() for t in self.to_tensors("w").values())
+
+    @property
+    def transform_bits(self) -> int:
+        """Bits on disk of the site's transform, which all linears of the site share."""
+        stored = {} if self.transform is None else self.transform.to_tensors()
+        return 8 * sum(t.numel() * t.element_size() for t in stored.values())
 
     def to_tensors(self, module: str) -> dict[str, Tensor]:
         """The canonical tensors, named `{module}.codes`, `.scale`, `.zero_point`, `.input_scale`."""
@@ -78,6 +111,11 @@ class QuantizedTensor:
             tensors[f"{module}.zero_point"] = self.zero_point
         if self.input_scale is not None:
             tensors[f"{module}.input_scale"] = self.input_scale
+        if self.side is not None:
+            tensors[f"{module}.side"] = self.side.to(torch.float16)
+        if self.low_rank is not None:
+            tensors[f"{module}.low_rank_up"] = self.low_rank.up.to(torch.float16)
+            tensors[f"{module}.low_rank_down"] = self.low_rank.down.to(torch.float16)
         return tensors
 
 
@@ -103,6 +141,17 @@ class CheckpointWriter:
         for module, weight in quantized.items():
             tensors |= {key: t.contiguous() for key, t in weight.to_tensors(module).items()}
             self._quantized[module] = {"scheme": weight.scheme.to_json(), "shape": list(weight.shape)}
+            if weight.transform is not None:
+                stored = weight.transform.to_tensors()
+                tensors |= {f"{weight.site}.{key}": t.contiguous() for key, t in stored.items()}
+                self._quantized[module]["transform"] = {
+                    "site": weight.site,
+                    "header": weight.transform.header(),
+                    "tensors": sorted(stored),
+                    "side_width": weight.transform.side_width,
+                }
+            if weight.low_rank is not None:
+                self._quantized[module]["low_rank"] = int(weight.low_rank.up.shape[1])
         names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
         self._floats |= {name: names[t.dtype] for name, t in floats.items()}
         save_file(tensors, self._folder / SHARD.format(self._shards))
@@ -128,6 +177,7 @@ class QuantizedCheckpoint:
         self.shapes: dict[str, tuple[int, int]] = {
             name: (int(layer["shape"][0]), int(layer["shape"][1])) for name, layer in details["quantized"].items()
         }
+        self._details: Mapping[str, Any] = details["quantized"]
         self._floats: dict[str, str] = dict(details["float"])
         self._files: dict[str, Path] = self._index()
         self._check_names()
@@ -162,7 +212,7 @@ class QuantizedCheckpoint:
             array: FloatArray = self._tensor(name).to(torch.float32).numpy()
             return array
         module = next(m for m in self.schemes if self._float_name(m) == name)
-        return np.ascontiguousarray(self.quantized(module).dequantize().numpy())
+        return np.ascontiguousarray(self.quantized(module).effective().numpy())
 
     def quantized(self, module: str) -> QuantizedTensor:
         """One quantized linear by module name, for example "model.layers.3.mlp.down_proj" or "lm_head".
@@ -186,7 +236,28 @@ class QuantizedCheckpoint:
             zero_point=self._optional(f"{module}.zero_point"),
             input_scale=self._optional(f"{module}.input_scale"),
             scheme=scheme,
+            low_rank=self._low_rank(module),
+            **self._transform(module),
         )
+
+    def transformed(self, module: str) -> bool:
+        """True for a linear that has a transform or a side product beside its codes."""
+        return "transform" in self._details[module] or "low_rank" in self._details[module]
+
+    def _transform(self, module: str) -> dict[str, Any]:
+        stored = self._details[module].get("transform")
+        if stored is None:
+            return {}
+        tensors = {key: self._tensor(f"{stored['site']}.{key}") for key in stored["tensors"]}
+        transform = site_transform_from(stored["header"], tensors)
+        side = self._tensor(f"{module}.side").to(torch.float32) if transform.side_width else None
+        return {"transform": transform, "site": str(stored["site"]), "side": side}
+
+    def _low_rank(self, module: str) -> LowRank | None:
+        if "low_rank" not in self._details[module]:
+            return None
+        up, down = (self._tensor(f"{module}.low_rank_{part}").to(torch.float32) for part in ("up", "down"))
+        return LowRank(up=up, down=down)
 
     def _float_name(self, module: str) -> str:
         tied_head = module == "lm_head" and self.tied
@@ -215,5 +286,11 @@ class QuantizedCheckpoint:
                 wanted.add(f"{module}.zero_point")
             if scheme.input is not None and not scheme.input.dynamic:
                 wanted.add(f"{module}.input_scale")
+            if "low_rank" in self._details[module]:
+                wanted |= {f"{module}.low_rank_up", f"{module}.low_rank_down"}
+            if (stored := self._details[module].get("transform")) is not None:
+                wanted |= {f"{stored['site']}.{key}" for key in stored["tensors"]}
+                if stored["side_width"]:
+                    wanted.add(f"{module}.side")
         for name in sorted(wanted ^ set(self._files)):
             raise InputRefused(f"{self.folder}: {name}", "is missing or extra", "quantize again")

@@ -1,4 +1,5 @@
-"""A linear layer that computes what its scheme says: the input to codes and back, the dequantized weight, float32.
+"""A linear layer that computes what its scheme says: the input transformed, to codes and back, the dequantized weight,
+and the 16-bit products beside it, in float32.
 
 This is the one place where a scheme becomes arithmetic in torch; calibration and the reference runtime both run it.
 """
@@ -6,6 +7,7 @@ This is the one place where a scheme becomes arithmetic in torch; calibration an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
@@ -14,52 +16,83 @@ from torch.nn.functional import linear
 from qtool.kernels.quantize_activation import (
     fake_quantize_fp8,
     fake_quantize_fp8_static,
+    fake_quantize_int4,
     fake_quantize_int8,
     fake_quantize_int8_static,
 )
+from qtool.kernels.side_gemm import side_output
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.scheme import TensorScheme
+from qtool.quantize.transforms.site_transform import Parts, SiteTransform
+
+Result = TypeVar("Result")
 
 _STATIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "int": fake_quantize_int8_static,
-    "float": fake_quantize_fp8_static,
+    "int8": fake_quantize_int8_static,
+    "fp8_e4m3": fake_quantize_fp8_static,
+}
+_DYNAMIC: dict[str, Callable[[Tensor, int | None], Tensor]] = {
+    "int8": lambda x, group: fake_quantize_int8(x, group_size=group),
+    "int4": lambda x, group: fake_quantize_int4(x, group_size=group),
+    "fp8_e4m3": lambda x, group: fake_quantize_fp8(x),
 }
 
 
-class InputQuantizer:
-    """What a scheme does to a linear's input, [..., K] to [..., K].
+class _OncePerInput(Generic[Result]):
+    """A function of a tensor whose last result is remembered for as long as that tensor lives.
 
-    Linears that read one tensor may share one quantizer: the result is remembered for as long as that tensor lives,
-    so q, k and v quantize theirs once. Inputs must therefore not be changed in place between two calls.
+    Linears that read one tensor share one such function, so q, k and v transform and quantize theirs once. Inputs must
+    therefore not be changed in place between two calls.
     """
 
-    def __init__(self, scheme: TensorScheme | None, scale: Tensor | None) -> None:
-        self._scheme = scheme
-        self._scale = scale
+    def __init__(self) -> None:
         self._input: ReferenceType[Tensor] | None = None
-        self._result: Tensor | None = None
+        self._result: Result | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The values that the integer or FP8 GEMM really multiplies."""
-        if self._scheme is None:
-            return x
+    def __call__(self, x: Tensor) -> Result:
         if self._result is None or self._input is None or self._input() is not x:
-            self._result = self._quantize(x, self._scheme)
+            self._result = self._compute(x)
             self._input = ref(x, self._forget)
         return self._result
+
+    def _compute(self, x: Tensor) -> Result:
+        raise NotImplementedError
 
     def _forget(self, gone: ReferenceType[Tensor]) -> None:
         if gone is self._input:
             self._input = self._result = None
 
-    def _quantize(self, x: Tensor, scheme: TensorScheme) -> Tensor:
-        if not scheme.dynamic:
-            assert self._scale is not None
-            return _STATIC[scheme.format.kind](x, self._scale)
-        if scheme.format.kind == "float":
-            return fake_quantize_fp8(x)
-        return fake_quantize_int8(x, group_size=group_size_of(scheme.granularity))
+
+class InputTransform(_OncePerInput[Parts]):
+    """A site's transform of its input, [..., K] to the main part [..., K'] and the side part [..., r] or None."""
+
+    def __init__(self, transform: SiteTransform) -> None:
+        super().__init__()
+        self._transform = transform
+
+    def _compute(self, x: Tensor) -> Parts:
+        return self._transform.input(x)
+
+
+class InputQuantizer(_OncePerInput[Tensor]):
+    """What a scheme does to a linear's input, [..., K] to [..., K]: the values that the low-bit GEMM multiplies."""
+
+    def __init__(self, scheme: TensorScheme | None, scale: Tensor | None) -> None:
+        super().__init__()
+        self._scheme = scheme
+        self._scale = scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Remembering x as its own result would keep it alive for ever.
+        return x if self._scheme is None else super().__call__(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        assert self._scheme is not None
+        if self._scheme.dynamic:
+            return _DYNAMIC[self._scheme.format.name](x, group_size_of(self._scheme.granularity))
+        assert self._scale is not None
+        return _STATIC[self._scheme.format.name](x, self._scale)
 
 
 def input_quantizer(weight: QuantizedTensor) -> InputQuantizer:
@@ -68,20 +101,37 @@ def input_quantizer(weight: QuantizedTensor) -> InputQuantizer:
 
 
 class QuantizedLinear(nn.Module):
-    """y = Q(x) Ŵᵀ + bias with Ŵ dequantized, in float32.
+    """y = Q(main(x)) Ŵᵀ + side(x) W_sideᵀ + (main(x) Vᵀ) Uᵀ + bias with Ŵ dequantized, in float32.
 
     Args:
-        weight: codes and scales.
+        weight: codes and scales, with their transform and side products where they have them.
         bias: [N] or None.
         quantize: shared with the other linears that read the same input, or None for an own one.
+        transform: likewise.
     """
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None, quantize: InputQuantizer | None = None) -> None:
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None,
+        quantize: InputQuantizer | None = None,
+        transform: InputTransform | None = None,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.quantize = quantize or input_quantizer(weight)
+        self.transform = transform
+        if transform is None and weight.transform is not None:
+            self.transform = InputTransform(weight.transform)
+        self.side, self.low_rank = weight.side, weight.low_rank
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N]."""
-        return linear(self.quantize(x), self.weight, self.bias)
+        main, side = (x, None) if self.transform is None else self.transform(x)
+        y = linear(self.quantize(main), self.weight, self.bias)
+        if side is not None and self.side is not None:
+            y = y + side_output(side, self.side)
+        if self.low_rank is not None:
+            y = y + side_output(main @ self.low_rank.down.T, self.low_rank.up)
+        return y

@@ -21,6 +21,7 @@ from qtool.quantize.artifacts.scheme import PRESETS, LayerScheme, layer_scheme
 
 RECIPE_VERSION = 1
 QUANTIZERS = ("rtn", "gptq")
+DEFAULT_RANK = 16
 HEAD, FLOAT = "lm_head", "float"
 
 
@@ -46,14 +47,37 @@ class QuantizerOptions(_Strict):
     block_size: int = Field(default=128, ge=1, le=4096)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformChoice:
+    """What is done online to the input of a linear before it is quantized.
+
+    Attributes:
+        kind: "hadamard" (signed, in blocks) or "quad".
+        rank: of "quad": how many directions take the 16-bit side path.
+    """
+
+    kind: str
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.rank}" if self.kind == "quad" else self.kind
+
+
 class Rule(_Strict):
-    """One rule: the modules it matches and what they get."""
+    """One rule: the modules it matches and what they get.
+
+    `transform` and `rank` are TransformChoice's; `low_rank` is the rank of a correction of what rounding did to the
+    weight, 0 for none.
+    """
 
     match: str | tuple[str, ...]
     scheme: str
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = True
     activation: str | None = None
+    transform: Literal["hadamard", "quad"] | None = None
+    rank: int = Field(default=DEFAULT_RANK, ge=1, le=512)
+    low_rank: int = Field(default=0, ge=0, le=512)
     quantizer: str = "gptq"
     options: QuantizerOptions = Field(default_factory=QuantizerOptions)
 
@@ -80,20 +104,41 @@ class Assignment:
 
     module: str
     scheme: LayerScheme | None
+    transform: TransformChoice | None = None
+    low_rank: int = 0
     quantizer: str = "rtn"
     options: QuantizerOptions = field(default_factory=QuantizerOptions)
     reason: str = ""
 
+    @property
+    def static_input(self) -> bool:
+        """Whether the input's scale is fixed beforehand."""
+        return self.scheme is not None and self.scheme.input is not None and not self.scheme.input.dynamic
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the linear is quantized from the second moments of its inputs."""
+        if self.scheme is None:
+            return False
+        directions = self.transform is not None and self.transform.kind == "quad"
+        return self.quantizer == "gptq" or directions or self.low_rank > 0
+
 
 class Recipe(_Strict):
-    """The whole recipe, validated. `Recipe.from_data` is the one way in."""
+    """The whole recipe, validated. `Recipe.from_data` is the one way in.
+
+    `model` lists transforms of the whole model that leave its function as it is and cost nothing online, in order;
+    `smooth_alpha` is how much "smooth" moves from the activations to the weights.
+    """
 
     version: Literal[1] = 1
     seed: int = Field(default=0, ge=0, lt=2**63)
+    model: tuple[Literal["fold_norms", "rotate", "smooth"], ...] = ()
+    smooth_alpha: float = Field(default=0.5, ge=0, le=1)
     ignore: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = Field(min_length=1)
 
-    @field_validator("ignore", "rules", mode="before")
+    @field_validator("model", "ignore", "rules", mode="before")
     @classmethod
     def _list_to_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -132,16 +177,18 @@ class Recipe(_Strict):
         ignore: Iterable[str] = (),
         seed: int = 0,
         lm_head: str | None = None,
+        model: Iterable[str] = (),
+        smooth_alpha: float = 0.5,
         **rule: Any,
     ) -> Recipe:
         """The recipe behind `--scheme`: one rule for all linears, and one for the head where it gets its own scheme.
 
         Args:
             scheme: a key of PRESETS.
-            quantizer, ignore, seed: as in the recipe.
+            quantizer, ignore, seed, model, smooth_alpha: as in the recipe.
             lm_head: the head's scheme, or "float"; None takes the preset's own.
             rule: more fields of Rule, for both rules. The head shares the others' group size and activation, which
-                a target computes alike for all linears.
+                a target computes alike for all linears; transforms and corrections are the blocks' alone.
         """
         if scheme not in PRESETS:
             raise UsageError(f"scheme {scheme!r}", "unknown", nearest(scheme, PRESETS))
@@ -154,9 +201,10 @@ class Recipe(_Strict):
                 "group_size": rule.get("group_size") or preset.group_size or "channel",
                 "activation": rule.get("activation") or preset.default_activation,
             }
-            rules.append({"match": HEAD, "scheme": head, **common, **shared})
+            rules.append({"match": HEAD, "scheme": head, **common, **shared, **_NO_TRANSFORM})
         kept = [*ignore, *([HEAD] if head == FLOAT else [])]
-        return Recipe.from_data({"seed": seed, "ignore": kept, "rules": rules})
+        whole = {"seed": seed, "model": list(model), "smooth_alpha": smooth_alpha, "ignore": kept}
+        return Recipe.from_data({**whole, "rules": rules})
 
     def to_data(self) -> dict[str, Any]:
         """Plain data that `from_data` reads back equal."""
@@ -195,9 +243,17 @@ class Recipe(_Strict):
             if hits:
                 used.update(hits)
                 return Assignment(
-                    module=name, scheme=rule.layer_scheme(), quantizer=rule.quantizer, options=rule.options
+                    module=name,
+                    scheme=rule.layer_scheme(),
+                    transform=None if rule.transform is None else TransformChoice(kind=rule.transform, rank=rule.rank),
+                    low_rank=rule.low_rank,
+                    quantizer=rule.quantizer,
+                    options=rule.options,
                 )
         return Assignment(module=name, scheme=None, reason="no rule matches")
+
+
+_NO_TRANSFORM: Mapping[str, Any] = {"transform": None, "low_rank": 0}
 
 
 def compile_pattern(pattern: str) -> Any:

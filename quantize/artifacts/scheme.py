@@ -120,6 +120,7 @@ PRESETS: dict[str, Preset] = {
     "W4A16": Preset(weight=INT4, activation=None, group_size=64, default_activation="per_token", lm_head=None),
     "W4A8": Preset(weight=INT4, activation=INT8, group_size=64, default_activation="per_token_group", lm_head="W8A8"),
     "W8A8": Preset(weight=INT8, activation=INT8, group_size=None, default_activation="per_token", lm_head="W8A8"),
+    "W4A4": Preset(weight=INT4, activation=INT4, group_size=64, default_activation="per_token", lm_head="W8A8"),
     "FP8_DYNAMIC": Preset(
         weight=FP8_E4M3, activation=FP8_E4M3, group_size=None, default_activation="per_token", lm_head=None
     ),
@@ -173,6 +174,8 @@ def _activation_scheme(name: str, fmt: NumericFormat, activation: str, group: in
         raise UsageError(f"activation {activation!r}", "unknown", nearest(activation, ACTIVATIONS))
     if activation == "per_token":
         return TensorScheme(format=fmt, granularity=PerToken(), dynamic=True)
+    if activation == "per_tensor" and fmt is INT4:
+        raise UsageError(f"scheme {name}", "16 levels for a whole tensor leave nothing of it", "use per_token")
     if activation == "per_tensor":
         return TensorScheme(format=fmt, granularity=PerTensor(), dynamic=False)
     if fmt.kind == "float" or group is None:

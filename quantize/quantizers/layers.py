@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
-from qtool.quantize.artifacts.recipe import Assignment
+from qtool.quantize.artifacts.recipe import Assignment, TransformChoice
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.quantizers.hessian import output_error
@@ -18,6 +18,10 @@ from qtool.quantize.quantizers.numerics import decode
 from qtool.quantize.quantizers.outcome import Outcome
 from qtool.quantize.quantizers.report import LayerRecord
 from qtool.quantize.quantizers.table import QUANTIZERS
+from qtool.quantize.transforms.block_hadamard import BlockHadamard
+from qtool.quantize.transforms.low_rank import LowRank, low_rank
+from qtool.quantize.transforms.quad import quad
+from qtool.quantize.transforms.site_transform import SiteTransform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ def quantize_linears(
     weights: Mapping[str, Tensor],
     hessian: Tensor | None,
     input_scales: Mapping[str, Tensor],
+    seed: int = 0,
 ) -> dict[str, QuantizedLayer]:
     """Quantize linears that read one input.
 
@@ -44,35 +49,85 @@ def quantize_linears(
         weights: [N, K] float32 by module.
         hessian: Σ x xᵀ of the shared input [K, K] float64, or None when no quantizer here needs it.
         input_scales: a scalar by module where activations are static per tensor.
+        seed: of random rotations.
     """
+    site = f"{assignments[0].module}.input"
     alike: dict[object, list[Assignment]] = {}
     for assignment in assignments:
         if assignment.scheme is not None:
-            alike.setdefault((assignment.scheme, assignment.quantizer, assignment.options), []).append(assignment)
+            key = (assignment.scheme, assignment.quantizer, assignment.options, assignment.transform)
+            alike.setdefault(key, []).append(assignment)
     done: dict[str, QuantizedLayer] = {}
     for members in alike.values():
         first = members[0]
         assert first.scheme is not None
         stacked = torch.cat([weights[m.module] for m in members])
-        outcome = QUANTIZERS[first.quantizer].quantize(stacked, hessian, first.scheme.weight, first.options)
+        transform = site_transform(first.transform, stacked.shape[1], hessian, seed=seed, site=site)
+        main, side = (stacked, None) if transform is None else transform.weight(stacked)
+        moment = hessian if transform is None or hessian is None else transform.second_moment(hessian)
+        outcome = QUANTIZERS[first.quantizer].quantize(main, moment, first.scheme.weight, first.options)
         start = 0
         for member in members:
-            stop = start + len(weights[member.module])
-            own = outcome.rows(start, stop)
-            done[member.module] = _layer(member, first.scheme, own, weights[member.module], hessian, input_scales)
-            start = stop
+            rows = slice(start, start + len(weights[member.module]))
+            part = _Part(
+                outcome=outcome.rows(rows.start, rows.stop),
+                weight=main[rows],
+                side=None if side is None else side[rows].to(torch.float16).to(torch.float32),
+                hessian=moment,
+                transform=transform,
+                site=f"{site}.{first.transform}".replace(" ", "_") if transform is not None else "",
+            )
+            done[member.module] = _layer(member, first.scheme, part, input_scales)
+            start = rows.stop
     return done
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One linear's rows of what its group shares: the weight's main part [N, K'], its side part, MᵀHM."""
+
+    outcome: Outcome
+    weight: Tensor
+    side: Tensor | None
+    hessian: Tensor | None
+    transform: SiteTransform | None
+    site: str
+
+
+def site_transform(
+    choice: TransformChoice | None, width: int, hessian: Tensor | None, *, seed: int, site: str
+) -> SiteTransform | None:
+    """The transform that a recipe chose for an input of this width, from its second moment where it needs one.
+
+    Raises:
+        UsageError: "quad" without calibration.
+        InputRefused: a width or rank that cannot be.
+    """
+    if choice is None:
+        return None
+    if choice.kind == "hadamard":
+        return BlockHadamard.random(width, seed=seed, stream=site)
+    if hessian is None:
+        raise UsageError("transform quad", "needs calibration tokens", "give a text")
+    return quad(hessian, choice.rank, seed=seed, stream=site)
+
+
+def _correction(assignment: Assignment, difference: Tensor, hessian: Tensor | None) -> LowRank | None:
+    """The low-rank correction of Ŵ − W, its factors rounded to the 16 bits they are stored in."""
+    if not assignment.low_rank:
+        return None
+    factors = low_rank(-difference, min(assignment.low_rank, *difference.shape), hessian)
+    return LowRank(up=factors.up.half().float(), down=factors.down.half().float())
+
+
 def _layer(
-    assignment: Assignment,
-    scheme: LayerScheme,
-    outcome: Outcome,
-    weight: Tensor,
-    hessian: Tensor | None,
-    input_scales: Mapping[str, Tensor],
+    assignment: Assignment, scheme: LayerScheme, part: _Part, input_scales: Mapping[str, Tensor]
 ) -> QuantizedLayer:
+    outcome, weight, hessian = part.outcome, part.weight, part.hessian
     difference = decode(outcome.codes, outcome.grid, scheme.weight) - weight
+    correction = _correction(assignment, difference, hessian)
+    if correction is not None:
+        difference = difference + correction.weight
     power = float(weight.double().square().sum())
     record = LayerRecord(
         quantizer=assignment.quantizer,
@@ -87,6 +142,10 @@ def _layer(
         zero_point=outcome.grid.zero_point,
         input_scale=input_scales.get(assignment.module),
         scheme=scheme,
+        transform=part.transform,
+        site=part.site,
+        side=part.side,
+        low_rank=correction,
     )
     return QuantizedLayer(tensor=tensor, record=record)
 

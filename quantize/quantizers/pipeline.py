@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.checkpoint import CheckpointWriter, float_tensor
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, NetworkShell, parent_of
-from qtool.quantize.artifacts.quantized_linear import InputQuantizer, QuantizedLinear, input_quantizer
+from qtool.quantize.artifacts.quantized_linear import InputQuantizer, InputTransform, QuantizedLinear, input_quantizer
 from qtool.quantize.artifacts.recipe import Assignment
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.weights import WeightSource
@@ -32,7 +32,6 @@ from qtool.quantize.quantizers.calibration import Calibration
 from qtool.quantize.quantizers.hessian import Hessian
 from qtool.quantize.quantizers.layers import QuantizedLayer, quantize_linears, static_input_scales
 from qtool.quantize.quantizers.report import Ledger, QuantizationReport
-from qtool.quantize.quantizers.table import QUANTIZERS
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,6 +48,7 @@ def quantize_model(
     statistics: Statistics | None,
     writer: CheckpointWriter,
     progress: Progress,
+    seed: int = 0,
 ) -> QuantizationReport:
     """Quantize a model.
 
@@ -60,20 +60,17 @@ def quantize_model(
         statistics: where the ranges of static activations come from; None when there are none.
         writer: takes one shard per block and one for the rest.
         progress: called with (linears done, linears, name of the last).
+        seed: of random rotations.
 
     Raises:
         UsageError: missing tokens or statistics.
         InputRefused: an activation or Hessian that is not finite, naming the layer.
     """
-    if tokens is None and any(_needs_data(a) for a in assignments.values()):
+    if tokens is None and any(a.needs_calibration for a in assignments.values()):
         raise UsageError("gptq", "needs calibration tokens", "give a text, or use quantizer: rtn")
-    run = _Run(source, assignments, groups, static_input_scales(assignments, statistics), writer, progress)
+    run = _Run(source, assignments, groups, static_input_scales(assignments, statistics), writer, progress, seed)
     with torch.no_grad():
         return run.run(tokens)
-
-
-def _needs_data(assignment: Assignment) -> bool:
-    return assignment.scheme is not None and QUANTIZERS[assignment.quantizer].needs_hessian
 
 
 class _Run:
@@ -87,6 +84,7 @@ class _Run:
         input_scales: Mapping[str, Tensor],
         writer: CheckpointWriter,
         progress: Progress,
+        seed: int,
     ) -> None:
         self._source = source
         self._assignments = dict(assignments)
@@ -94,12 +92,13 @@ class _Run:
         self._input_scales = input_scales
         self._writer = writer
         self._progress = progress
+        self._seed = seed
         self._tied = bool(source.config.get("tie_word_embeddings", False))
         self._blocks = int(source.config["num_hidden_layers"])
         self._ledger = Ledger(assignments)
         self._done = 0
         head = self._assignments[HEAD]
-        if self._tied and _needs_data(head):
+        if self._tied and head.needs_calibration:
             self._assignments[HEAD] = replace(head, quantizer=TIED_HEAD_QUANTIZER)
             self._ledger.note(f"{HEAD} is also the embedding, so it was quantized with {TIED_HEAD_QUANTIZER}")
 
@@ -113,14 +112,14 @@ class _Run:
             calibration = Calibration(self._shell(head), tokens)
         for index in range(self._blocks):
             if calibration is not None and index < calibrated:
-                advance = index + 1 < calibrated or self._head_needs_data
+                advance = index + 1 < calibrated or self._head_wants_data
                 done = self._calibrated_block(index, calibration, advance=advance)
             else:
                 done = self._plain_block(index)
             self._write(_prefix(index), done)
         if not self._tied:
             hessian = None
-            if calibration is not None and self._head_needs_data:
+            if calibration is not None and self._head_wants_data:
                 hessian = Hessian(HEAD)
                 calibration.final_norms(hessian.add)
             head = self._quantize([HEAD], hessian)
@@ -128,17 +127,17 @@ class _Run:
         return self._ledger.report()
 
     @property
-    def _head_needs_data(self) -> bool:
-        return _needs_data(self._assignments[HEAD])
+    def _head_wants_data(self) -> bool:
+        return self._assignments[HEAD].needs_calibration
 
     def _calibrated_blocks(self) -> int:
         """How many blocks, from the first on, the calibration text has to run through."""
-        if self._head_needs_data:
+        if self._head_wants_data:
             return self._blocks
         needing = [
             index
             for index in range(self._blocks)
-            if any(_needs_data(self._assignments[_prefix(index) + path]) for group in self._groups for path in group)
+            if any(a.needs_calibration for name, a in self._assignments.items() if name.startswith(_prefix(index)))
         ]
         return needing[-1] + 1 if needing else 0
 
@@ -163,7 +162,7 @@ class _Run:
             for group in self._groups:
                 modules = [prefix + path for path in group]
                 hessian = None
-                if any(_needs_data(self._assignments[module]) for module in modules):
+                if any(self._assignments[module].needs_calibration for module in modules):
                     hessian = Hessian(modules[0])
                     calibration.inputs_of(block, group[0], hessian.add)
                 layers = self._quantize(modules, hessian)
@@ -182,7 +181,7 @@ class _Run:
         assignments = [self._assignments[module] for module in modules]
         weights = {a.module: self._weight(a.module) for a in assignments if a.scheme is not None}
         matrix = None if hessian is None else hessian.matrix()
-        layers = quantize_linears(assignments, weights, matrix, self._input_scales)
+        layers = quantize_linears(assignments, weights, matrix, self._input_scales, self._seed)
         self._done += len(modules)
         self._progress(self._done, len(self._assignments), modules[-1])
         return layers
@@ -211,8 +210,13 @@ def _prefix(index: int) -> str:
 
 def _install(block: nn.Module, prefix: str, layers: Mapping[str, QuantizedLayer]) -> None:
     """Put quantized linears in the place of float ones; those with the same input arithmetic share its result."""
-    shared: dict[object, InputQuantizer] = {}
+    quantizers: dict[object, InputQuantizer] = {}
+    transforms: dict[str, InputTransform] = {}
     for module, layer in layers.items():
-        quantize = shared.setdefault(layer.tensor.scheme.input, input_quantizer(layer.tensor))
+        tensor = layer.tensor
+        quantize = quantizers.setdefault((tensor.site, tensor.scheme.input), input_quantizer(tensor))
+        transform = None
+        if tensor.transform is not None:
+            transform = transforms.setdefault(tensor.site, InputTransform(tensor.transform))
         parent, leaf = parent_of(block, module.removeprefix(prefix))
-        setattr(parent, leaf, QuantizedLinear(layer.tensor, getattr(parent, leaf).bias, quantize))
+        setattr(parent, leaf, QuantizedLinear(tensor, getattr(parent, leaf).bias, quantize, transform))

@@ -51,7 +51,8 @@ class QuantizationReport:
         quantized: how many of them were quantized.
         parameters: all parameters of the model, a tied head counted once.
         quantized_share: quantized parameters / all parameters.
-        bits_per_weight: stored bits per parameter of all linears, scales and zero points counted.
+        bits_per_weight: stored bits per parameter of all linears: codes, scales, zero points, side products, and each
+            site's transform once.
         bits_per_weight_quantized: the same over the quantized linears alone.
         bits_per_weight_model: stored bits per parameter over the whole model.
         table: bit widths; the last row is what stays in float.
@@ -86,10 +87,13 @@ class Ledger:
         self._floats: dict[str, tuple[int, int]] = {}
         self._layers: dict[str, LayerRecord] = {}
         self._notes: list[str] = []
+        self._sites: set[str] = set()
 
     def quantized(self, module: str, tensor: QuantizedTensor, record: LayerRecord) -> None:
         """A quantized linear was written."""
-        self._quantized[module] = (str(tensor.scheme), prod(tensor.shape), tensor.stored_bits)
+        bits = tensor.stored_bits + (0 if tensor.site in self._sites else tensor.transform_bits)
+        self._sites.add(tensor.site)
+        self._quantized[module] = (str(tensor.scheme), prod(tensor.shape), bits)
         self._layers[module] = record
 
     def kept(self, name: str, tensor: Tensor) -> None:

@@ -37,4 +37,4 @@ def test_codes_of_zero() -> None:
         "int4": (8, 15),
         "int8": (128, 255),
     }
-    assert set(PRESETS) == {"W4A16", "W4A8", "W8A8", "FP8_DYNAMIC"}
+    assert set(PRESETS) == {"W4A16", "W4A8", "W8A8", "W4A4", "FP8_DYNAMIC"}

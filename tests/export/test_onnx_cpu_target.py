@@ -22,6 +22,7 @@ REFUSED = [
     (dict(name="W4A8", group_size=64, activation="per_tensor"), "--activation per_token_group --group-size 64"),
     (dict(name="W4A16", group_size="channel"), "--group-size 64"),
     (dict(name="FP8_DYNAMIC"), "--group-size 64"),
+    (dict(name="W4A4", activation="per_token_group"), "--scheme W4A8"),
 ]
 
 

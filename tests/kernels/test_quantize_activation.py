@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from qtool.kernels.quantize_activation import (
+    fake_quantize_fp4,
     fake_quantize_fp8,
     fake_quantize_fp8_static,
+    fake_quantize_int4,
     fake_quantize_int8,
     fake_quantize_int8_static,
+    quantize_int4,
     quantize_int8,
 )
 
@@ -82,3 +85,41 @@ def test_tiny_rows_do_not_turn_into_nan() -> None:
         back = quantize(x)
         assert bool(torch.isfinite(back).all())
         torch.testing.assert_close(back[2], x[2], rtol=0.05, atol=0)
+
+
+def test_int4_per_token_by_hand() -> None:
+    codes, scale = quantize_int4(torch.tensor([[-7.0, 0.5, 1.5, 2.6], [0.0, 0.0, 0.0, 0.0]]))
+    assert codes[:, 0].tolist() == [[-7.0, 0.0, 2.0, 3.0], [0.0] * 4]  # half to even, −8 never
+    assert scale[:, 0, 0].tolist() == [1.0, 0.0]
+
+
+def test_int4_blocks_have_their_own_scales() -> None:
+    x = torch.tensor([[7.0, 3.4, 0.07, -0.034, 5.0]])
+    codes, scale = quantize_int4(x, group_size=2)
+    assert codes[0].tolist() == [[7.0, 3.0], [7.0, -3.0], [7.0, 0.0]]
+    torch.testing.assert_close(scale[0, :, 0], torch.tensor([1.0, 0.01, 5 / 7]))
+    torch.testing.assert_close(fake_quantize_int4(x, group_size=2), torch.tensor([[7.0, 3.0, 0.07, -0.03, 5.0]]))
+
+
+@pytest.mark.parametrize("group_size", [None, 3, 64])
+def test_int4_of_int4_is_itself(group_size: int | None) -> None:
+    x = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    once = fake_quantize_int4(x, group_size=group_size)
+    torch.testing.assert_close(fake_quantize_int4(once, group_size=group_size), once)
+
+
+def test_int4_keeps_nan_and_infinity_visible() -> None:
+    out = fake_quantize_int4(torch.tensor([[1.0, math.nan], [1.0, math.inf], [1.0, 2.0]]))
+    assert not out[:2].isfinite().all(dim=1).any()
+    assert out[2].isfinite().all()
+
+
+def test_fp4_ties_go_to_even_and_large_values_saturate() -> None:
+    x = torch.tensor([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -5.0, 6.0]])
+    assert fake_quantize_fp4(x).tolist() == [[0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, -4.0, 6.0]]
+
+
+def test_fp4_blocks_have_their_own_scales() -> None:
+    x = torch.tensor([[12.0, 1.1, 0.06, -0.031]])
+    torch.testing.assert_close(fake_quantize_fp4(x, group_size=2), torch.tensor([[12.0, 1.0, 0.06, -0.03]]))
+    assert fake_quantize_fp4(torch.zeros(1, 4)).tolist() == [[0.0] * 4]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qtool.errors import UsageError
+from qtool.quantize.artifacts.formats import INT8
 from qtool.quantize.artifacts.granularity import PerGroup, PerTokenGroup
 from qtool.quantize.artifacts.scheme import LayerScheme
 
@@ -39,6 +40,8 @@ def nbits_for(module: str, scheme: LayerScheme) -> NBits:
         remedy = "quantize with a group size, for example --group-size 64 --activation per_token_group"
         raise _refused(module, scheme, "computes weights with one scale per group only", remedy)
     group = weight.granularity.group_size
+    if act is not None and act.format is not INT8:
+        raise _refused(module, scheme, "computes INT8 activations only", "quantize with --scheme W4A8")
     if act is not None and act.granularity != PerTokenGroup(group):
         remedy = f"quantize with --activation per_token_group --group-size {group}"
         raise _refused(module, scheme, "computes INT8 activations per token and group only", remedy)

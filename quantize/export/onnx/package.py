@@ -63,12 +63,13 @@ def export_package(
         number of weights), float_modules (linears that stayed in float).
 
     Raises:
-        UsageError: an unknown target, or a scheme that the target does not compute, with the layer's name.
+        UsageError: an unknown target, or a scheme or transform that the target does not compute, with the layer's name.
         InputRefused: a family that is only measured or has no graph, or tensors that do not fit the graph.
     """
     if target not in TARGETS:
         raise UsageError(f"target {target!r}", "unknown", nearest(target, TARGETS))
     require_quantizable(checkpoint.config)
+    _require_plain(checkpoint, target)
     generation = _generation_config(tokenizer_files)
     model = build_float_graph(checkpoint.config)
     bind_weights(model, checkpoint)
@@ -83,6 +84,15 @@ def export_package(
     if recipe_yaml is not None:
         write_file(folder / RECIPE_FILE, recipe_yaml)
     return details
+
+
+def _require_plain(checkpoint: WeightSource, target: str) -> None:
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        for module in checkpoint.schemes:
+            if checkpoint.transformed(module):
+                why = f"target {target} does not run online transforms and side products yet"
+                remedy = "score it with qtool evaluate, or quantize with --rotate alone, which costs nothing online"
+                raise UsageError(module, why, remedy)
 
 
 def _lower(model: ir.Model, checkpoint: WeightSource, merge_gate_up: bool) -> list[Linear]:

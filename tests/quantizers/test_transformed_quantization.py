@@ -1,0 +1,193 @@
+"""Quantization behind a transform of its inputs and with side products: stored, counted, computed, refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qtool.errors import InputRefused, UsageError
+from qtool.quantize.architectures import architecture_of, linear_names
+from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint
+from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.recipe import Recipe
+from qtool.quantize.artifacts.statistics import Statistics
+from qtool.quantize.artifacts.store import stage
+from qtool.quantize.artifacts.weights import WeightSource
+from qtool.quantize.export.onnx import export_package
+from qtool.quantize.inputs import open_model
+from qtool.quantize.measure import Text, measure
+from qtool.quantize.quantizers import QuantizationReport, quantize_model
+from qtool.quantize.transforms.model_transforms import Context, transform_model
+from qtool.runtime.reference import ReferenceSession
+
+Make = Callable[..., Path]
+TOKENS = np.random.default_rng(0).integers(0, 256, (8, 48))
+SITE = "model.layers.0.self_attn.q_proj"
+
+
+def build(
+    folder: Path, source: WeightSource, scheme: str, **rule: Any
+) -> tuple[QuantizedCheckpoint, QuantizationReport]:
+    recipe = Recipe.preset(scheme, lm_head="float", **rule)
+    context = Context(seed=recipe.seed, smooth_alpha=recipe.smooth_alpha, measure=measured)
+    source, _ = transform_model(source, recipe.model, context)
+    with stage(folder) as staging:
+        writer = CheckpointWriter(staging.path, source.config)
+        report = quantize_model(
+            source,
+            assignments=recipe.assign(linear_names(source.config)),
+            groups=architecture_of(source.config).linear_groups,
+            tokens=TOKENS,
+            statistics=measured(source) if rule.get("activation") == "per_tensor" else None,
+            writer=writer,
+            progress=lambda *_: None,
+            seed=recipe.seed,
+        )
+        staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
+    return QuantizedCheckpoint(folder), report
+
+
+def measured(source: WeightSource) -> Statistics:
+    text = Text(ids=TOKENS, domains=("text",), domain_of=np.zeros(len(TOKENS), dtype=np.int64), sha256="0" * 64)
+    return measure(source, text, progress=lambda *_: None).statistics
+
+
+def logits(source: WeightSource) -> torch.Tensor:
+    with ReferenceSession(source) as session:
+        return torch.from_numpy(session.prefill(TOKENS))
+
+
+def planted(folder: Path) -> Path:
+    """Two channels of every norm a hundred times louder, their readers' columns a hundredth: the same function."""
+    from safetensors.numpy import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.copy() for name, tensor in load_file(file).items()}
+    for block in range(2):
+        for norm, readers in (
+            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        ):
+            tensors[f"model.layers.{block}.{norm}.weight"][[3, 40]] *= 100
+            for reader in readers:
+                tensors[f"model.layers.{block}.{reader}.weight"][:, [3, 40]] /= 100
+    save_file(tensors, file)
+    return folder
+
+
+def error(checkpoint: WeightSource, source: WeightSource) -> float:
+    wanted = logits(source)
+    return float((logits(checkpoint) - wanted).square().sum() / wanted.square().sum())
+
+
+TRANSFORMED = [
+    dict(transform="hadamard"),
+    dict(transform="quad", rank=8),
+    dict(low_rank=8),
+    dict(transform="quad", rank=4, low_rank=4, quantizer="rtn"),
+]
+
+
+@pytest.mark.parametrize("rule", TRANSFORMED)
+def test_what_is_stored_is_what_was_computed(rule: dict[str, Any], tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model()))
+    checkpoint, _ = build(tmp_path / "one", source, "W8A8", group_size=32, activation="per_token", **rule)
+    assert checkpoint.transformed(SITE)
+    loaded = checkpoint.quantized(SITE)
+    assert (loaded.transform is None) == ("transform" not in rule)
+    assert (loaded.low_rank is None) == ("low_rank" not in rule)
+    weight = torch.from_numpy(source.read(f"{SITE}.weight"))
+    assert float((loaded.effective() - weight).norm() / weight.norm()) < 0.01
+    assert torch.equal(torch.from_numpy(checkpoint.read(f"{SITE}.weight")), loaded.effective())
+    assert error(checkpoint, source) < 1e-3
+    again, _ = build(tmp_path / "two", source, "W8A8", group_size=32, activation="per_token", **rule)
+    assert again.digest == checkpoint.digest
+
+
+def test_linears_of_one_site_share_its_transform(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model()))
+    checkpoint, report = build(tmp_path / "out", source, "W8A8", transform="quad", rank=8)
+    sites = {m: checkpoint.quantized(f"model.layers.0.self_attn.{m}_proj").site for m in "qkvo"}
+    assert sites["q"] == sites["k"] == sites["v"] != sites["o"]
+    _, before = build(tmp_path / "plain", source, "W8A8")
+    linears = [name for name in linear_names(source.config) if name != "lm_head"]
+    outputs = sum(checkpoint.shapes[name][0] for name in linears)
+    # Per linear a side weight [N, 8] in 16 bits; per site directions [K, 8] in 16 bits and signs [K] in 8.
+    widths = 2 * (64 + 64 + 64 + 96)
+    more = 16 * 8 * outputs + widths * (16 * 8 + 8)
+    weights = sum(n * k for n, k in (checkpoint.shapes[name] for name in linears))
+    assert report.bits_per_weight_quantized - before.bits_per_weight_quantized == pytest.approx(more / weights)
+
+
+RECOVERY = [
+    (dict(transform="hadamard"), 0.85),
+    (dict(transform="quad", rank=8), 0.3),
+    (dict(model=("fold_norms", "rotate")), 0.6),
+    (dict(model=("smooth",)), 0.3),
+]
+
+
+@pytest.mark.parametrize(("rule", "share"), RECOVERY)
+def test_transforms_recover_from_planted_outlier_channels(
+    rule: dict[str, Any], share: float, tiny_model: Make, tmp_path: Path
+) -> None:
+    source = open_model(str(planted(tiny_model())))
+    plain, _ = build(tmp_path / "plain", source, "W4A4")
+    checkpoint, _ = build(tmp_path / "transformed", source, "W4A4", **rule)
+    assert error(checkpoint, source) < share * error(plain, source)
+
+
+def test_smoothing_helps_static_scales(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(planted(tiny_model())))
+    plain, _ = build(tmp_path / "plain", source, "W8A8", activation="per_tensor")
+    checkpoint, _ = build(tmp_path / "smooth", source, "W8A8", activation="per_tensor", model=("smooth",))
+    assert error(checkpoint, source) < 0.2 * error(plain, source)
+
+
+def test_a_low_rank_correction_takes_error_away(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model()))
+    _, plain = build(tmp_path / "plain", source, "W4A16", quantizer="rtn")
+    previous = {name: layer.weight_error for name, layer in plain.layers.items()}
+    for rank in (4, 16):
+        _, report = build(tmp_path / f"rank{rank}", source, "W4A16", quantizer="rtn", low_rank=rank)
+        current = {name: layer.weight_error for name, layer in report.layers.items()}
+        assert all(current[name] < previous[name] for name in current)
+        previous = current
+
+
+def test_a_rotated_model_is_quantized_untied(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model()))
+    checkpoint, _ = build(tmp_path / "out", source, "W8A8", model=("fold_norms", "rotate"))
+    assert not checkpoint.tied
+    assert error(checkpoint, source) < 1e-3
+
+
+def test_export_refuses_what_its_target_does_not_run(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model()))
+    options = dict(group_size=32, activation="per_token_group")
+    checkpoint, _ = build(tmp_path / "out", source, "W8A8", transform="hadamard", **options)
+    (tmp_path / "package").mkdir()
+    with pytest.raises(UsageError, match="does not run online transforms"):
+        export_package(
+            checkpoint, tmp_path / "package", tokenizer_files={}, recipe_yaml=None, progress=lambda *_: None
+        )
+
+
+def test_what_cannot_be_transformed_is_refused(tiny_model: Make, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="transform"):
+        Recipe.preset("W4A4", transform="quod")
+    with pytest.raises(UsageError, match="model"):
+        Recipe.preset("W4A4", model=("turn",))
+    with pytest.raises(UsageError, match="16 levels"):
+        Recipe.preset("W4A4", activation="per_tensor")
+    source = open_model(str(tiny_model()))
+    with pytest.raises(InputRefused, match="rank 65"):
+        build(tmp_path / "out", source, "W4A4", transform="quad", rank=65)
+    gains = open_model(str(planted(tiny_model())))
+    with pytest.raises(InputRefused, match="fold"):
+        build(tmp_path / "out", gains, "W4A4", model=("rotate",))
