@@ -20,8 +20,8 @@ class RangeRule:
         quantile: 1.0 is the maximum (published); q < 1 the smallest value that at least q × T tokens do not exceed.
         massive_ratio: a token whose largest |x| exceeds this multiple of the median token's largest |x| is left out;
             None leaves no token out. The median token itself always stays, so at one token nothing is left out.
-        level: divide each token by its own root mean square first (by the nearest power of two, so that at one token
-            nothing changes): a_t takes up a token's size anyway, so that factors need only follow its shape.
+        level: divide each token by its own root mean square first: a_t takes up a token's size anyway, so that factors
+            need only follow its shape. A single token is not levelled, which keeps the one-token rule to the bit.
     """
 
     quantile: float = 1.0
@@ -40,7 +40,7 @@ def channel_ranges(x: Tensor, rule: RangeRule = PUBLISHED) -> Tensor:
         median = largest.median(dim=-2, keepdim=True).values
         # Zero never raises a range; the quantile below counts these tokens as quiet ones.
         size = torch.where(largest > rule.massive_ratio * median, torch.zeros_like(size), size)
-    if rule.level:
+    if rule.level and x.shape[-2] > 1:
         size = size * _levelling(size)
     if rule.quantile >= 1:
         return size.amax(dim=-2)
@@ -49,11 +49,10 @@ def channel_ranges(x: Tensor, rule: RangeRule = PUBLISHED) -> Tensor:
 
 
 def _levelling(size: Tensor) -> Tensor:
-    """The power of two nearest to 1 / RMS of each token, 1 for a token of zeros or one that is not finite."""
+    """1 / RMS of each token, 1 for a token of zeros or one that is not finite."""
     mean_square = size.square().mean(dim=-1, keepdim=True)
     usable = (mean_square > 0) & mean_square.isfinite()
-    exponent = torch.where(usable, mean_square.log2() / -2, torch.zeros_like(mean_square)).round()
-    return torch.exp2(exponent.clamp(-64, 64))
+    return torch.where(usable, mean_square, torch.ones_like(mean_square)).rsqrt()
 
 
 def tile_maxima(x: Tensor, group_size: int, order: Tensor | None = None) -> Tensor:

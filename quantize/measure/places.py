@@ -64,6 +64,12 @@ class Places:
         return [(int(self.sequence[a]), int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
 
     @cached_property
+    def length(self) -> int:
+        """Rows of every sequence, where all have as many; else 0."""
+        lengths = {stop - start for _, start, stop in self.spans}
+        return lengths.pop() if len(lengths) == 1 else 0
+
+    @cached_property
     def for_histogram(self) -> Tensor:
         """int64: rows whose magnitudes are counted."""
         return self._every(self.sampling.histogram)

@@ -1,7 +1,7 @@
 """The statistics of one site on one batch. Everything that looks at every value goes through the cache in small pieces.
 
-A site's values are read once from memory, in pieces of half a megabyte, and all sums and maxima are taken of a piece
-while it is in the cache.
+A site's values are read once from memory, in pieces of half a megabyte a thread, and all sums and maxima of a piece are
+taken while it is in the cache.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from qtool.quantize.measure.dynamic_error import candidate_errors
 from qtool.quantize.measure.places import Places
 
 PIECE_VALUES, PIECE_ROWS = 2**17, 32
+QUANTIZED: tuple[Role, ...] = ("input", "cache")
 
 
 def statistics_of(
@@ -42,13 +43,13 @@ def statistics_of(
     Args:
         values: [n, C] float32, finite.
         places: where the n rows stand.
-        role: what the site is; errors are not measured for "output", and more medians are taken for "stream".
+        role: what the site is; errors are measured for QUANTIZED roles, and more medians are taken for "stream".
         at_least: values below this magnitude need not be among the largest.
         gram: also XᵀX.
     """
     rows = len(values)
     scan = _scan(values)
-    spikes = torch.cat([_spikes(scan.row_amax, span) for span in places.spans])
+    spikes = _spikes(scan.row_amax, places)
     ordinary = torch.ones(rows, dtype=torch.bool)
     ordinary[spikes] = False
     top_values, top_places = _largest(values, scan.row_amax, places, at_least)
@@ -100,7 +101,7 @@ class _Scan:
 def _scan(values: Tensor) -> _Scan:
     """One pass over all values; a float32 sum never has more than a piece's values in it."""
     rows, width = values.shape
-    step = max(PIECE_ROWS, PIECE_VALUES // width)
+    step = max(PIECE_ROWS, PIECE_VALUES * torch.get_num_threads() // width)
     pieces = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
     row_amax, buffer = torch.empty(rows), torch.empty(min(step, rows), width)
     lows, highs = torch.empty(len(pieces), width), torch.empty(len(pieces), width)
@@ -139,11 +140,17 @@ def _ordinary_amax(values: Tensor, scan: _Scan, spikes: Tensor) -> Tensor:
     return maxima.amax(dim=0)
 
 
-def _spikes(row_amax: Tensor, span: tuple[int, int, int]) -> Tensor:
-    """int64: the rows of a sequence whose maximum is far above the median of the sequence's row maxima."""
-    _, start, stop = span
-    maxima = row_amax[start:stop]
-    return start + torch.nonzero(maxima > SPIKE_RATIO * maxima.median()).flatten()
+def _spikes(row_amax: Tensor, places: Places) -> Tensor:
+    """int64: the rows whose maximum is far above the median of their sequence's row maxima."""
+    if places.length:
+        by_sequence = row_amax.view(-1, places.length)
+        limits = SPIKE_RATIO * by_sequence.median(dim=1, keepdim=True).values
+        return torch.nonzero((by_sequence > limits).view(-1)).view(-1)
+    found = []
+    for _, start, stop in places.spans:
+        maxima = row_amax[start:stop]
+        found.append(start + torch.nonzero(maxima > SPIKE_RATIO * maxima.median()).view(-1))
+    return torch.cat(found)
 
 
 def _largest(values: Tensor, row_amax: Tensor, places: Places, at_least: float) -> tuple[Array, Array]:
@@ -192,7 +199,7 @@ def _ratios(values: Tensor, row_amax: Tensor, rows: Tensor) -> Array:
 def _errors(values: Tensor, chosen: tuple[Tensor, Tensor], role: Role) -> Array:
     errors = np.zeros((2, 1 + len(DYNAMIC_CANDIDATES), 2))
     for kind, rows in enumerate(chosen):
-        if len(rows) and role != "output":
+        if len(rows) and role in QUANTIZED:
             errors[kind] = candidate_errors(values[rows]).numpy()
     return errors
 
