@@ -86,6 +86,13 @@ def ask(kind: str, model: Path, arguments: argparse.Namespace) -> tuple[float, f
     return seconds, peak
 
 
+def processor() -> str:
+    """What the machine calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
@@ -109,6 +116,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=24)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--no-predictions", action="store_true", help="time and memory only")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -127,12 +135,12 @@ def main() -> None:
         "model": model.name,
         "tokens": [arguments.sequences, LENGTH],
         "threads": arguments.threads,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
         "seconds": {kind: spread(values) for kind, values in seconds.items()},
         "measure_over_plain": spread(ratios),
         "peak_bytes": {kind: max(values) for kind, values in peaks.items()},
-        "spearman": predictions(model, arguments.work, arguments.sequences),
+        "spearman": {} if arguments.no_predictions else predictions(model, arguments.work, arguments.sequences),
     }
     print(json.dumps(result, indent=2))
     if arguments.output:
