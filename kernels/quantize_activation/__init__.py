@@ -3,7 +3,8 @@
 Integers: scale = max|a| / 127, code = round-half-even(a × (127 / max|a|)) in −127…127, an all-zero range gives
 scale 0 and codes 0; a range too small to be divided by counts as zero. Per token and block this is what ONNX
 Runtime's MatMulNBits computes at accuracy_level 4.
-INT4 is the same with 7 in place of 127: codes −7…7, so that a range is symmetric and −8 never occurs.
+INT4 is the same with 7 in place of 127: codes −7…7, so that a range is symmetric and −8 never occurs. Its range may be
+a share of max|a|: sixteen levels are better spent on a token's ordinary values.
 FP4 E2M1: scale = max|a| / 6, code = a / scale rounded to the nearest of ±{0, ½, 1, 1½, 2, 3, 4, 6}, ties to even.
 FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
 """
@@ -40,14 +41,18 @@ def fake_quantize_int8(x: Tensor, *, group_size: int | None = None) -> Tensor:
     return (codes * scale).flatten(-2)[..., : x.shape[-1]]
 
 
-def quantize_int4(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Dynamic symmetric INT4 per token, or per token and block of `group_size` along K; shapes as `quantize_int8`."""
-    return _quantize_integer(x, INT4_MAX, group_size)
+def quantize_int4(x: Tensor, *, group_size: int | None = None, clip: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric INT4 per token, or per token and block of `group_size` along K; shapes as `quantize_int8`.
+
+    Args:
+        clip: the range is this share of max|a|; larger values take the outermost code.
+    """
+    return _quantize_integer(x, INT4_MAX, group_size, clip)
 
 
-def fake_quantize_int4(x: Tensor, *, group_size: int | None = None) -> Tensor:
+def fake_quantize_int4(x: Tensor, *, group_size: int | None = None, clip: float = 1.0) -> Tensor:
     """`quantize_int4` and back: the float values [..., K] that the integer GEMM really multiplies."""
-    codes, scale = quantize_int4(x, group_size=group_size)
+    codes, scale = quantize_int4(x, group_size=group_size, clip=clip)
     return (codes * scale).flatten(-2)[..., : x.shape[-1]]
 
 
@@ -76,12 +81,14 @@ def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:
     return _cast_e4m3(x / scale) * scale
 
 
-def _quantize_integer(x: Tensor, largest: float, group_size: int | None) -> tuple[Tensor, Tensor]:
+def _quantize_integer(
+    x: Tensor, largest: float, group_size: int | None, clip: float = 1.0
+) -> tuple[Tensor, Tensor]:
     blocks = _blocks(x, group_size)
-    amax = blocks.abs().amax(dim=-1, keepdim=True)
-    # amax × 0 is zero for a small range, and NaN for NaN.
-    codes = torch.round(blocks * torch.where(amax > SMALLEST_RANGE, largest / amax, amax * 0))
-    return codes, amax / largest
+    limit = blocks.abs().amax(dim=-1, keepdim=True) * clip
+    # limit × 0 is zero for a small range, and NaN for NaN.
+    codes = torch.round(blocks * torch.where(limit > SMALLEST_RANGE, largest / limit, limit * 0))
+    return codes if clip == 1.0 else codes.clamp(-largest, largest), limit / largest
 
 
 def _round_e2m1(x: Tensor) -> Tensor:

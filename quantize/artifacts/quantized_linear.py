@@ -32,10 +32,10 @@ _STATIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "int8": fake_quantize_int8_static,
     "fp8_e4m3": fake_quantize_fp8_static,
 }
-_DYNAMIC: dict[str, Callable[[Tensor, int | None], Tensor]] = {
-    "int8": lambda x, group: fake_quantize_int8(x, group_size=group),
-    "int4": lambda x, group: fake_quantize_int4(x, group_size=group),
-    "fp8_e4m3": lambda x, group: fake_quantize_fp8(x),
+_DYNAMIC: dict[str, Callable[[Tensor, TensorScheme], Tensor]] = {
+    "int8": lambda x, scheme: fake_quantize_int8(x, group_size=group_size_of(scheme.granularity)),
+    "int4": lambda x, scheme: fake_quantize_int4(x, group_size=group_size_of(scheme.granularity), clip=scheme.clip),
+    "fp8_e4m3": lambda x, scheme: fake_quantize_fp8(x),
 }
 
 
@@ -90,7 +90,7 @@ class InputQuantizer(_OncePerInput[Tensor]):
     def _compute(self, x: Tensor) -> Tensor:
         assert self._scheme is not None
         if self._scheme.dynamic:
-            return _DYNAMIC[self._scheme.format.name](x, group_size_of(self._scheme.granularity))
+            return _DYNAMIC[self._scheme.format.name](x, self._scheme)
         assert self._scale is not None
         return _STATIC[self._scheme.format.name](x, self._scale)
 

@@ -75,6 +75,7 @@ class Rule(_Strict):
     group_size: int | Literal["channel"] | None = None
     symmetric: bool = True
     activation: str | None = None
+    activation_clip: float | None = Field(default=None, gt=0, le=1)
     transform: Literal["hadamard", "quad"] | None = None
     rank: int = Field(default=DEFAULT_RANK, ge=1, le=512)
     low_rank: int = Field(default=0, ge=0, le=512)
@@ -94,7 +95,11 @@ class Rule(_Strict):
     def layer_scheme(self) -> LayerScheme:
         """The scheme this rule names, filled in; raises UsageError where the combination is not computable."""
         return layer_scheme(
-            self.scheme, group_size=self.group_size, symmetric=self.symmetric, activation=self.activation
+            self.scheme,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            activation=self.activation,
+            activation_clip=self.activation_clip,
         )
 
 
@@ -253,7 +258,7 @@ class Recipe(_Strict):
         return Assignment(module=name, scheme=None, reason="no rule matches")
 
 
-_NO_TRANSFORM: Mapping[str, Any] = {"transform": None, "low_rank": 0}
+_NO_TRANSFORM: Mapping[str, Any] = {"transform": None, "low_rank": 0, "activation_clip": None}
 
 
 def compile_pattern(pattern: str) -> Any:

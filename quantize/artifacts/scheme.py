@@ -6,7 +6,7 @@ exported as another; the exporter refuses a scheme that its runtime does not com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qtool.errors import UsageError, nearest
@@ -24,6 +24,8 @@ from qtool.quantize.artifacts.granularity import (
 
 GROUP_SIZES = (32, 64, 128)
 ACTIVATIONS = ("per_token", "per_token_group", "per_tensor")
+# Shares of max|x| that lose least over a model's linears (docs/log.md).
+CLIP = {"per_token": 0.8, "per_token_group": 0.9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,14 @@ class TensorScheme:
         granularity: which elements share a scale.
         symmetric: True when zero is always the middle code; False stores a zero point per scale.
         dynamic: True when scales are found at run time (activations only); False means stored scales.
+        clip: of INT4 activations: the range is this share of the largest magnitude.
     """
 
     format: NumericFormat
     granularity: Granularity
     symmetric: bool = True
     dynamic: bool = False
+    clip: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """A plain, stable description."""
@@ -50,6 +54,7 @@ class TensorScheme:
             "group_size": group_size_of(self.granularity),
             "symmetric": self.symmetric,
             "dynamic": self.dynamic,
+            **({"clip": self.clip} if self.clip != 1.0 else {}),
         }
 
     @staticmethod
@@ -60,6 +65,7 @@ class TensorScheme:
             granularity=granularity_from(data["granularity"], data["group_size"]),
             symmetric=bool(data["symmetric"]),
             dynamic=bool(data["dynamic"]),
+            clip=float(data.get("clip", 1.0)),
         )
 
 
@@ -80,7 +86,7 @@ class LayerScheme:
         if not weight.symmetric:
             parts.append("asym")
         if act:
-            parts.append(f"act {act.granularity.name}")
+            parts.append(f"act {act.granularity.name}" + (f" clip {act.clip:g}" if act.clip != 1.0 else ""))
         return " ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,6 +139,7 @@ def layer_scheme(
     group_size: int | str | None = None,
     symmetric: bool = True,
     activation: str | None = None,
+    activation_clip: float | None = None,
 ) -> LayerScheme:
     """Fill in a preset.
 
@@ -141,6 +148,7 @@ def layer_scheme(
         group_size: 32, 64 or 128 along K, or "channel"; None takes the preset's own.
         symmetric: weights without (True) or with (False) zero points.
         activation: one of ACTIVATIONS; None takes the preset's own. per_token_group uses the weight's group size.
+        activation_clip: of INT4 activations, in (0, 1]; None takes CLIP for their granularity.
 
     Raises:
         UsageError: for an unknown name or a combination that no kernel computes.
@@ -161,12 +169,14 @@ def layer_scheme(
     weight = TensorScheme(
         format=preset.weight, granularity=PerGroup(group) if group else PerChannel(), symmetric=symmetric
     )
+    if activation_clip is not None and preset.activation is not INT4:
+        raise UsageError(f"scheme {name}", "only INT4 activations clip", "remove activation_clip")
     if preset.activation is None:
         return LayerScheme(weight=weight, input=None)
-    return LayerScheme(
-        weight=weight,
-        input=_activation_scheme(name, preset.activation, activation or preset.default_activation, group),
-    )
+    given = _activation_scheme(name, preset.activation, activation or preset.default_activation, group)
+    if given.format is INT4:
+        given = replace(given, clip=CLIP[given.granularity.name] if activation_clip is None else activation_clip)
+    return LayerScheme(weight=weight, input=given)
 
 
 def _activation_scheme(name: str, fmt: NumericFormat, activation: str, group: int | None) -> TensorScheme:

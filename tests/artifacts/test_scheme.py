@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qtool.errors import UsageError
 from qtool.quantize.artifacts.formats import FORMATS
 from qtool.quantize.artifacts.scheme import PRESETS, LayerScheme, layer_scheme
 
@@ -38,3 +39,14 @@ def test_codes_of_zero() -> None:
         "int8": (128, 255),
     }
     assert set(PRESETS) == {"W4A16", "W4A8", "W8A8", "W4A4", "FP8_DYNAMIC"}
+
+
+def test_int4_activations_clip_and_others_do_not():
+    for activation, clip in (("per_token", 0.8), ("per_token_group", 0.9)):
+        scheme = layer_scheme("W4A4", activation=activation)
+        assert scheme.input is not None and scheme.input.clip == clip
+        assert LayerScheme.from_json(scheme.to_json()) == scheme
+    assert layer_scheme("W4A4", activation_clip=1.0).input.clip == 1.0
+    assert "clip" not in layer_scheme("W4A8").to_json()["input"]
+    with pytest.raises(UsageError, match="INT4"):
+        layer_scheme("W4A8", activation_clip=0.9)

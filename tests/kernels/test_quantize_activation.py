@@ -123,3 +123,14 @@ def test_fp4_blocks_have_their_own_scales() -> None:
     x = torch.tensor([[12.0, 1.1, 0.06, -0.031]])
     torch.testing.assert_close(fake_quantize_fp4(x, group_size=2), torch.tensor([[12.0, 1.0, 0.06, -0.03]]))
     assert fake_quantize_fp4(torch.zeros(1, 4)).tolist() == [[0.0] * 4]
+
+
+def test_a_clipped_int4_range_saturates_and_resolves_the_rest_finer() -> None:
+    x = torch.tensor([[7.0, -7.0, 1.0, 0.5, 0.0]])
+    codes, scale = quantize_int4(x, clip=0.5)
+    assert scale.item() == pytest.approx(0.5)
+    assert codes.flatten().tolist() == [7, -7, 2, 1, 0]
+    assert torch.equal(fake_quantize_int4(x, clip=1.0), fake_quantize_int4(x))
+    rows = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    errors = [float((fake_quantize_int4(rows, clip=clip) - rows).square().mean()) for clip in (1.0, 0.8)]
+    assert errors[1] < 0.85 * errors[0]
