@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,16 +41,16 @@ SUBCOMMANDS = {
 class MeasureGroup(click.Group):
     """`qtool measure MODEL` measures; `qtool measure merge …` and its like work on statistics."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         if "--series" in args:
             args = ["series", *(argument for argument in args if argument != "--series")]
-        elif not args or args[0] not in SUBCOMMANDS:
-            args = ["model", *args]
-        return super().parse_args(ctx, args)
+        if args and args[0] in SUBCOMMANDS:
+            return super().make_context(info_name, args, parent, **extra)
+        return measure_model.make_context(info_name, args, parent, **extra)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "model":
-            return measure_model
         command: click.Command = importlib.import_module(f"qtool.cli.{SUBCOMMANDS[cmd_name]}").command
         return command
 

@@ -88,8 +88,8 @@ def write_report_folder(folder: Path, measured: Measured) -> None:
 def print_measured(measured: Measured, output: Path | None, *, as_json: bool) -> None:
     """The findings: tables for people, JSON for scripts."""
     if as_json:
-        data = {"output": str(output), "digest": measured.manifest.digest, **findings_json(measured.findings)}
-        click.echo(json.dumps(data, indent=2, allow_nan=False))
+        data = {"output": None if output is None else str(output), "digest": measured.manifest.digest}
+        click.echo(json.dumps({**data, **findings_json(measured.findings)}, indent=2, allow_nan=False))
         return
     for title, columns, rows in terminal_tables(measured.findings):
         table(title, columns, rows)

@@ -164,7 +164,7 @@ def _statistics(path: Path | None, source: WeightSource) -> Statistics | None:
 
     statistics = Statistics.load(path)
     if statistics.model_digest != source.digest:
-        raise InputRefused(path, "was measured on another model", "run qtool measure on this model")
+        raise InputRefused(path, "was measured on another model", "measure this model, or leave --statistics out")
     return statistics
 
 

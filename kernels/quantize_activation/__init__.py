@@ -69,11 +69,12 @@ def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
     return torch.clamp(torch.round(x / scale), -INT8_MAX, INT8_MAX) * scale
 
 
-def fake_quantize_fp8(x: Tensor) -> Tensor:
-    """Dynamic FP8 E4M3 per token, and back. [..., K] to [..., K]."""
-    amax = x.abs().amax(dim=-1, keepdim=True)
+def fake_quantize_fp8(x: Tensor, *, group_size: int | None = None) -> Tensor:
+    """Dynamic FP8 E4M3 per token, or per token and block of `group_size` along K, and back. [..., K] to [..., K]."""
+    blocks = _blocks(x, group_size)
+    amax = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(amax > SMALLEST_RANGE, amax / E4M3_MAX, torch.ones_like(amax))
-    return _cast_e4m3(x / scale) * scale
+    return (_cast_e4m3(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:

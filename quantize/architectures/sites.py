@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-# What a site is to a quantizer; see Statistics.
+# What a site is to a quantizer: the residual stream; what a GEMM reads; what the KV cache or the SSM state keeps;
+# anything else that a module hands out.
 Role = Literal["stream", "input", "cache", "output"]
 # Where the values are taken: what a module reads or hands out; what attention is given after rotary positions; what
 # a state-space mixer computes between its linears.

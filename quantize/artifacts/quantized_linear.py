@@ -24,7 +24,7 @@ from qtool.kernels.side_gemm import side_output
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.scheme import TensorScheme
-from qtool.quantize.transforms.site_transform import Parts, SiteTransform
+from qtool.quantize.transforms.site_transform import Parts
 
 Result = TypeVar("Result")
 
@@ -39,14 +39,15 @@ _DYNAMIC: dict[str, Callable[[Tensor, TensorScheme], Tensor]] = {
 }
 
 
-class _OncePerInput(Generic[Result]):
+class OncePerInput(Generic[Result]):
     """A function of a tensor whose last result is remembered for as long as that tensor lives.
 
     Linears that read one tensor share one such function, so q, k and v transform and quantize theirs once. Inputs must
-    therefore not be changed in place between two calls.
+    therefore not be changed in place between two calls, and a result must not be the input itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compute: Callable[[Tensor], Result]) -> None:
+        self._compute = compute
         self._input: ReferenceType[Tensor] | None = None
         self._result: Result | None = None
 
@@ -56,43 +57,30 @@ class _OncePerInput(Generic[Result]):
             self._input = ref(x, self._forget)
         return self._result
 
-    def _compute(self, x: Tensor) -> Result:
-        raise NotImplementedError
-
     def _forget(self, gone: ReferenceType[Tensor]) -> None:
         if gone is self._input:
             self._input = self._result = None
 
 
-class InputTransform(_OncePerInput[Parts]):
-    """A site's transform of its input, [..., K] to the main part [..., K'] and the side part [..., r] or None."""
-
-    def __init__(self, transform: SiteTransform) -> None:
-        super().__init__()
-        self._transform = transform
-
-    def _compute(self, x: Tensor) -> Parts:
-        return self._transform.input(x)
+# A site's transform of its input, [..., K] to the main part [..., K'] and the side part [..., r] or None.
+InputTransform = OncePerInput[Parts]
 
 
-class InputQuantizer(_OncePerInput[Tensor]):
+class InputQuantizer:
     """What a scheme does to a linear's input, [..., K] to [..., K]: the values that the low-bit GEMM multiplies."""
 
     def __init__(self, scheme: TensorScheme | None, scale: Tensor | None) -> None:
-        super().__init__()
-        self._scheme = scheme
-        self._scale = scale
+        self._remembered = None if scheme is None else OncePerInput(lambda x: _quantize(x, scheme, scale))
 
     def __call__(self, x: Tensor) -> Tensor:
-        # Remembering x as its own result would keep it alive for ever.
-        return x if self._scheme is None else super().__call__(x)
+        return x if self._remembered is None else self._remembered(x)
 
-    def _compute(self, x: Tensor) -> Tensor:
-        assert self._scheme is not None
-        if self._scheme.dynamic:
-            return _DYNAMIC[self._scheme.format.name](x, self._scheme)
-        assert self._scale is not None
-        return _STATIC[self._scheme.format.name](x, self._scale)
+
+def _quantize(x: Tensor, scheme: TensorScheme, scale: Tensor | None) -> Tensor:
+    if scheme.dynamic:
+        return _DYNAMIC[scheme.format.name](x, scheme)
+    assert scale is not None
+    return _STATIC[scheme.format.name](x, scale)
 
 
 def input_quantizer(weight: QuantizedTensor) -> InputQuantizer:
@@ -123,7 +111,7 @@ class QuantizedLinear(nn.Module):
         self.quantize = quantize or input_quantizer(weight)
         self.transform = transform
         if transform is None and weight.transform is not None:
-            self.transform = InputTransform(weight.transform)
+            self.transform = InputTransform(weight.transform.input)
         self.side, self.low_rank = weight.side, weight.low_rank
 
     def forward(self, x: Tensor) -> Tensor:

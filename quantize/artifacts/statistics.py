@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from qtool.errors import InputRefused, UsageError
+from qtool.quantize.architectures.sites import Role
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.packed_fields import pack, unpack
 from qtool.quantize.artifacts.sink_statistics import SINK_FIELDS, SinkStatistics
@@ -27,11 +28,6 @@ from qtool.quantize.artifacts.store import open_artifact, write_file
 
 SUMMARY = "statistics.json"
 SCHEMA = 2
-
-# What a site is to a quantizer: the residual stream; what a GEMM reads; what the KV cache or the SSM state keeps;
-# anything else that a module hands out.
-Role = Literal["stream", "input", "cache", "output"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

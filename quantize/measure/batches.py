@@ -22,6 +22,11 @@ class Batch:
     tokens: npt.NDArray[np.int64]
 
 
+def sequences_at_once(length: int) -> int:
+    """Sequences of this length in a batch."""
+    return max(1, TOKENS_PER_BATCH // length)
+
+
 def cut(
     ids: npt.NDArray[np.int64],
     domains: Sequence[str],
@@ -39,7 +44,7 @@ def cut(
     Raises:
         UsageError: a shard without a batch.
     """
-    size = max(1, TOKENS_PER_BATCH // ids.shape[1])
+    size = sequences_at_once(ids.shape[1])
     batches = []
     for index, name in enumerate(domains):
         numbers = np.flatnonzero(domain_of == index)

@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable, Mapping
 
-from qtool.quantize.artifacts.formats import FP4_E2M1, NumericFormat
+import torch
+from torch import Tensor
+
+from qtool.kernels.quantize_activation import (
+    fake_quantize_fp4,
+    fake_quantize_fp8,
+    fake_quantize_int4,
+    fake_quantize_int8,
+)
+from qtool.quantize.artifacts.formats import NumericFormat
 from qtool.quantize.artifacts.site_statistics import DYNAMIC_CANDIDATES
+
+_ROUND_TRIP: Mapping[str, Callable[[Tensor, int | None], Tensor]] = {
+    "int8": lambda rows, size: fake_quantize_int8(rows, group_size=size),
+    "int4": lambda rows, size: fake_quantize_int4(rows, group_size=size),
+    "fp8_e4m3": lambda rows, size: fake_quantize_fp8(rows, group_size=size),
+    "fp4_e2m1": lambda rows, size: fake_quantize_fp4(rows, group_size=size),
+}
 
 
 def candidate_errors(rows: Tensor) -> Tensor:
     """Sums over rows [n, C] as SiteStatistics.errors has them: float64 [1 + candidates, 2]."""
-    exact = {block: _blocks(rows, block) for _, block in DYNAMIC_CANDIDATES}
-    amax = {block: blocks.abs().amax(dim=2, keepdim=True) for block, blocks in exact.items()}
-    errors = [_round_trip(exact[block], amax[block], fmt).sub_(exact[block]) for fmt, block in DYNAMIC_CANDIDATES]
+    errors = [round_trip(rows, fmt, block).sub_(rows) for fmt, block in DYNAMIC_CANDIDATES]
     return torch.stack([_sums(values) for values in (rows, *errors)])
 
 
 def round_trip(rows: Tensor, fmt: NumericFormat, block: int) -> Tensor:
-    """Rows [n, C] quantized symmetrically and back, scale = max|x| / qmax.
+    """Rows [n, C] quantized symmetrically and back, as the runtimes do it, scale = max|x| / qmax.
 
     Args:
         rows: float32.
         fmt: the format.
         block: values that share a scale; 0: the row. A last short block has a scale of its own.
     """
-    blocks = _blocks(rows, block)
-    back = _round_trip(blocks, blocks.abs().amax(dim=2, keepdim=True), fmt)
-    return back.reshape(rows.shape[0], -1)[:, : rows.shape[1]]
-
-
-def _blocks(rows: Tensor, block: int) -> Tensor:
-    """[n, blocks, size], the last block filled up with zeros."""
-    width = rows.shape[1]
-    size = block or width
-    padded = nn.functional.pad(rows, (0, -width % size)) if width % size else rows
-    return padded.reshape(rows.shape[0], -1, size)
-
-
-def _round_trip(blocks: Tensor, amax: Tensor, fmt: NumericFormat) -> Tensor:
-    scale = amax / fmt.qmax
-    scale = torch.where(scale > 0, scale, 1.0)
-    return _on_grid(blocks / scale, fmt).mul_(scale)
-
-
-def _on_grid(scaled: Tensor, fmt: NumericFormat) -> Tensor:
-    if fmt.kind == "int":
-        return scaled.round_().clamp_(-fmt.qmax, fmt.qmax)
-    if fmt is FP4_E2M1:
-        # Steps of ½ below 2, of 1 below 4, of 2 above; rounding half to even in each.
-        magnitude = scaled.abs()
-        step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-        return ((scaled / step).round_() * step).clamp_(-fmt.qmax, fmt.qmax)
-    return scaled.clamp_(-fmt.qmax, fmt.qmax).to(torch.float8_e4m3fn).float()
+    return _ROUND_TRIP[fmt.name](rows, block or None)
 
 
 def _sums(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qtool.quantize.artifacts.network import NetworkShell, run_block
-from qtool.quantize.measure.batches import TOKENS_PER_BATCH
+from qtool.quantize.measure.batches import sequences_at_once
 
 
 class HiddenStates:
@@ -49,6 +49,6 @@ class HiddenStates:
 
 
 def in_batches(tokens: Tensor) -> list[Tensor]:
-    """Tokens [B, T] in batches of at most TOKENS_PER_BATCH tokens."""
-    size = max(1, TOKENS_PER_BATCH // tokens.shape[1])
+    """Tokens [B, T] in batches."""
+    size = sequences_at_once(tokens.shape[1])
     return [tokens[start : start + size] for start in range(0, len(tokens), size)]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qtool.quantize.architectures import architecture_of, expert_count, symbol_sizes
 from qtool.quantize.architectures.sites import SITES
@@ -22,6 +21,7 @@ from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.measure.attention_tap import tapped_attention
 from qtool.quantize.measure.batches import Batch, cut
 from qtool.quantize.measure.hidden_states import HiddenStates
+from qtool.quantize.measure.pass_journal import PassJournal
 from qtool.quantize.measure.recorder import Recorded, Recorder
 
 Progress = Callable[[int, int, str], None]
@@ -44,22 +44,6 @@ class Text:
     sha256: str
 
 
-class Journal(Protocol):
-    """Where a pass keeps what it has done, so that an interrupted one can continue."""
-
-    def done(self) -> int:
-        """How many blocks are finished."""
-        ...
-
-    def load(self) -> tuple[Recorded, list[Tensor]]:
-        """Everything recorded up to the last finished block, and the hidden states after it."""
-        ...
-
-    def save(self, block: int, recorded: Recorded, hidden: Sequence[Tensor]) -> None:
-        """Keep what was recorded since the last call, and the hidden states after `block`."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """A finished pass: its statistics, and how long it took and of that the statistics."""
@@ -77,7 +61,7 @@ def measure(
     shard: tuple[int, int] = (0, 1),
     gram: bool = False,
     stream_only: bool = False,
-    journal: Journal | None = None,
+    journal: PassJournal | None = None,
 ) -> Pass:
     """Measure a float model's activations.
 
@@ -119,7 +103,7 @@ class _Pass:
         self._shell = NetworkShell(source)
         self._states = HiddenStates(self._shell, [torch.from_numpy(batch.tokens) for batch in batches])
 
-    def run(self, progress: Progress, journal: Journal | None) -> Pass:
+    def run(self, progress: Progress, journal: PassJournal | None) -> Pass:
         start = time.perf_counter()
         recorder, blocks = self._recorder, len(self._shell.blocks)
         self._embedding()

@@ -30,15 +30,17 @@ def fingerprint(**decides: Any) -> str:
 
 
 class PassJournal:
-    """See measure.Journal."""
+    """The finished blocks of one pass, in a Journal."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
     def done(self) -> int:
+        """How many blocks are finished."""
         return len(self._journal.steps)
 
     def load(self) -> tuple[Recorded, list[Tensor]]:
+        """Everything recorded up to the last finished block, and the hidden states after it."""
         parts = []
         for number, names in enumerate(self._journal.steps, start=1):
             tensors = load(self._journal.read(_recorded(number)))
@@ -51,6 +53,7 @@ class PassJournal:
         return reduce(Recorded.merge, parts), [torch.from_numpy(hidden[str(i)]) for i in range(len(hidden))]
 
     def save(self, block: int, recorded: Recorded, hidden: Sequence[Tensor]) -> None:
+        """Keep what was recorded since the last call, and the hidden states after `block`."""
         names = {
             "roles": dict(recorded.roles),
             "aliases": dict(recorded.aliases),

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from qtool.errors import InputRefused
-from qtool.quantize.architectures.sites import SiteTemplate
+from qtool.quantize.architectures.sites import Role, SiteTemplate
 from qtool.quantize.artifacts.sink_statistics import SinkStatistics
 from qtool.quantize.artifacts.site_statistics import TOP_VALUES, SiteStatistics
-from qtool.quantize.artifacts.statistics import DomainStatistics, Role, Sampling
+from qtool.quantize.artifacts.statistics import DomainStatistics, Sampling
 from qtool.quantize.measure.attention_tap import See, Weights, sink_statistics
 from qtool.quantize.measure.batches import Batch
 from qtool.quantize.measure.places import Places

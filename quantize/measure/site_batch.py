@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qtool.quantize.architectures.sites import Role
 from qtool.quantize.artifacts.magnitudes import BINS, MANTISSA_BITS_DROPPED
 from qtool.quantize.artifacts.site_statistics import (
     DYNAMIC_CANDIDATES,
@@ -27,7 +28,6 @@ from qtool.quantize.artifacts.site_statistics import (
     empty_histogram,
     top_order,
 )
-from qtool.quantize.artifacts.statistics import Role
 from qtool.quantize.measure.dynamic_error import candidate_errors
 from qtool.quantize.measure.places import Places
 

@@ -217,6 +217,6 @@ def _install(block: nn.Module, prefix: str, layers: Mapping[str, QuantizedLayer]
         quantize = quantizers.setdefault((tensor.site, tensor.scheme.input), input_quantizer(tensor))
         transform = None
         if tensor.transform is not None:
-            transform = transforms.setdefault(tensor.site, InputTransform(tensor.transform))
+            transform = transforms.setdefault(tensor.site, InputTransform(tensor.transform.input))
         parent, leaf = parent_of(block, module.removeprefix(prefix))
         setattr(parent, leaf, QuantizedLinear(tensor, getattr(parent, leaf).bias, quantize, transform))

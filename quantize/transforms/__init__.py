@@ -10,12 +10,9 @@ from qtool.quantize.transforms.fold_norms import fold_norms
 from qtool.quantize.transforms.rotate import rotate
 from qtool.quantize.transforms.smooth import smooth, smoothable_sites
 from qtool.quantize.transforms.smoothing_sites import smoothquant_sites
-from qtool.quantize.transforms.transform_info import OFFLINE_TRANSFORMS, TransformInfo
 from qtool.quantize.transforms.transformed_source import TransformedSource
 
 __all__ = [
-    "OFFLINE_TRANSFORMS",
-    "TransformInfo",
     "TransformedSource",
     "fold_norms",
     "rotate",

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from qtool.quantize.architectures.sites import Role
 from qtool.quantize.artifacts.sink_statistics import KEYS, SinkStatistics
 from qtool.quantize.artifacts.site_statistics import SiteStatistics, empty_histogram
-from qtool.quantize.artifacts.statistics import DomainStatistics, Role, Sampling, Statistics
+from qtool.quantize.artifacts.statistics import DomainStatistics, Sampling, Statistics
 from qtool.quantize.measure.analysis import Findings, analyse
 from qtool.quantize.measure.analysis.format_errors import format_errors
 from qtool.quantize.measure.analysis.massive import massive

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qtool.quantize.artifacts.statistics import DomainStatistics, Role
+from qtool.quantize.architectures.sites import Role
+from qtool.quantize.artifacts.statistics import DomainStatistics
 from qtool.quantize.measure.analysis.findings import DomainRow
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from qtool.quantize.architectures.sites import Role
 from qtool.quantize.artifacts.formats import FP8_E4M3, INT8, NumericFormat
 from qtool.quantize.artifacts.site_statistics import DYNAMIC_CANDIDATES, DYNAMIC_FORMATS, SiteStatistics
-from qtool.quantize.artifacts.statistics import Role
 from qtool.quantize.measure.analysis.findings import FormatError
 from qtool.quantize.measure.analysis.magnitude_density import (
     Floats,

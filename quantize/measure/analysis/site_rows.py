@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qtool.quantize.architectures.sites import Role
 from qtool.quantize.artifacts.site_statistics import SiteStatistics
-from qtool.quantize.artifacts.statistics import Role
 from qtool.quantize.measure.analysis.findings import SiteRow
 from qtool.quantize.measure.analysis.peaks import peaks_of
 from qtool.quantize.measure.analysis.site_names import block_of

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from qtool.quantize.architectures.sites import Role
 from qtool.quantize.artifacts.sink_statistics import KEYS, SinkStatistics
-from qtool.quantize.artifacts.statistics import DomainStatistics, Role, Sampling, Statistics
+from qtool.quantize.artifacts.statistics import DomainStatistics, Sampling, Statistics
 from qtool.quantize.measure.analysis import Findings, analyse
 from qtool.quantize.measure.places import Places
 from qtool.quantize.measure.site_batch import statistics_of
