@@ -57,12 +57,13 @@ def _mixed(x: Tensor, plan: HadamardPlan, *, inverse: bool) -> Tensor:
 
 def _by_butterflies(y: Tensor) -> Tensor:
     """y [..., power] times Sylvester's matrix. What a row becomes does not depend on the rows beside it, to the bit."""
-    half, power = 1, y.shape[-1]
+    half, power, shape = 1, y.shape[-1], y.shape
+    across = y.reshape(-1, power).T.contiguous()  # rows side by side, so that every step adds long runs
     while half < power:
-        even, odd = y.reshape(*y.shape[:-1], -1, 2, half).unbind(-2)
-        y = torch.stack((even + odd, even - odd), dim=-2).flatten(-3)
+        even, odd = across.reshape(power // (2 * half), 2, half, -1).unbind(1)
+        across = torch.stack((even + odd, even - odd), dim=1).reshape(power, -1)
         half *= 2
-    return y
+    return across.T.reshape(shape)
 
 
 def _by_products(y: Tensor) -> Tensor:

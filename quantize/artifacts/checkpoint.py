@@ -106,7 +106,10 @@ class QuantizedTensor:
     def to_tensors(self, module: str) -> dict[str, Tensor]:
         """The canonical tensors, named `{module}.codes`, `.scale`, `.zero_point`, `.input_scale`."""
         four_bit = self.scheme.weight.format.bits == 4
-        tensors = {f"{module}.codes": pack_int4(self.codes) if four_bit else self.codes, f"{module}.scale": self.scale}
+        tensors = {
+            f"{module}.codes": pack_int4(self.codes) if four_bit else self.codes,
+            f"{module}.scale": _narrowest(self.scale),
+        }
         if self.zero_point is not None:
             tensors[f"{module}.zero_point"] = self.zero_point
         if self.input_scale is not None:
@@ -117,6 +120,11 @@ class QuantizedTensor:
             tensors[f"{module}.low_rank_up"] = self.low_rank.up.to(torch.float16)
             tensors[f"{module}.low_rank_down"] = self.low_rank.down.to(torch.float16)
         return tensors
+
+
+def _narrowest(scale: Tensor) -> Tensor:
+    half = scale.to(torch.float16)
+    return half if torch.equal(half.to(torch.float32), scale) else scale
 
 
 def float_tensor(source: WeightSource, name: str) -> Tensor:
@@ -221,7 +229,7 @@ class QuantizedCheckpoint:
             InputRefused: for shapes that do not match the manifest, or scales that are not finite and positive.
         """
         scheme, (n, k) = self.schemes[module], self.shapes[module]
-        codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale")
+        codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale").to(torch.float32)
         four_bit = scheme.weight.format.bits == 4
         group = group_size_of(scheme.weight.granularity) or k
         if tuple(codes.shape) != (n, -(-k // 2) if four_bit else k) or tuple(scale.shape) != (n, -(-k // group)):

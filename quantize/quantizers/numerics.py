@@ -18,10 +18,11 @@ from torch.nn.functional import pad
 
 from qtool.kernels.dequantize_weight import dequantize_weight
 from qtool.quantize.artifacts.formats import NumericFormat
-from qtool.quantize.artifacts.granularity import group_size_of
+from qtool.quantize.artifacts.granularity import PerGroup, group_size_of
 from qtool.quantize.artifacts.scheme import TensorScheme
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # subnormal scales are flushed to zero by some kernels
+SMALLEST_NORMAL_HALF = torch.finfo(torch.float16).tiny
 SHRINK_FACTORS = tuple(1 - 0.02 * step for step in range(26))  # 1.00 … 0.50 of the unclipped scale
 REFITS = 2
 CHUNK_ELEMENTS = 1 << 18
@@ -32,7 +33,7 @@ class Grid:
     """The quantization grid of one weight.
 
     Attributes:
-        scale: [N, G] float32, finite and positive.
+        scale: [N, G] float32, finite and positive; of groups, float16 values where float16 has them as normal numbers.
         zero_point: [N, G] uint8 for asymmetric integer weights, else None.
     """
 
@@ -61,7 +62,8 @@ def choose_grid(weight: Tensor, scheme: TensorScheme, *, mse_clip: bool, importa
         scale, zero = _unclipped(groups, scheme)
         if mse_clip and scheme.format.kind == "int":
             scale = _shrink(groups, scale, zero, scheme, weights)
-        scales.append(scale.clamp_min(SMALLEST_SCALE).squeeze(-1))
+        scale = scale.clamp_min(SMALLEST_SCALE).squeeze(-1)
+        scales.append(_in_16_bits(scale) if isinstance(scheme.granularity, PerGroup) else scale)
         zeros.append(zero.squeeze(-1))
     zero_point = None if scheme.symmetric else torch.cat(zeros).to(torch.uint8)
     return Grid(scale=torch.cat(scales), zero_point=zero_point)
@@ -136,6 +138,12 @@ def _unclipped(groups: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
         return scale, (-low / scale).round_().clamp_(0, fmt.max_code)
     below = fmt.zero_code - _lowest_code(scheme) if fmt.kind == "int" else fmt.qmax
     return _positive(torch.maximum(high / fmt.qmax, -low / below)), zero
+
+
+def _in_16_bits(scale: Tensor) -> Tensor:
+    """Scales rounded to float16 where it holds them with its full precision: one for every group is a cost."""
+    rounded = scale.to(torch.float16).to(torch.float32)
+    return torch.where((rounded >= SMALLEST_NORMAL_HALF) & rounded.isfinite(), rounded, scale)
 
 
 def _positive(scale: Tensor) -> Tensor:

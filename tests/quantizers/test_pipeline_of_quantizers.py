@@ -251,7 +251,7 @@ def test_reported_bits_are_the_bytes_on_disk(tiny_model: Make, tmp_path: Path) -
     stored = sum(checkpoint.quantized(m).stored_bits for m in checkpoint.schemes)
     linears = sum(n * k for n, k in checkpoint.shapes.values())
     assert report.bits_per_weight == pytest.approx(stored / linears)
-    assert report.bits_per_weight == pytest.approx(4 + 40 / 32)  # scale 32 bits and zero point 8 bits a group
+    assert report.bits_per_weight == pytest.approx(4 + 24 / 32)  # scale 16 bits and zero point 8 bits a group
     assert report.quantized_share == pytest.approx(linears / report.parameters)
     assert sum(row.share for row in report.table) == pytest.approx(1.0)
 
