@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qtool.quantize.artifacts.granularity import group_size_of
-from qtool.quantize.artifacts.recipe import QuantizerOptions
+from qtool.quantize.artifacts.rule import QuantizerOptions
 from qtool.quantize.artifacts.scheme import TensorScheme
 from qtool.quantize.quantizers.hessian import inverse_factor
 from qtool.quantize.quantizers.numerics import Grid, choose_grid, code_dtype, to_codes, zero_of

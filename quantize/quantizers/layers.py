@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
-from qtool.quantize.artifacts.recipe import Assignment, TransformChoice
+from qtool.quantize.artifacts.rule import Assignment, TransformChoice
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.quantizers.hessian import output_error

@@ -25,7 +25,7 @@ from qtool.errors import UsageError
 from qtool.quantize.artifacts.checkpoint import CheckpointWriter, float_tensor
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, NetworkShell, parent_of
 from qtool.quantize.artifacts.quantized_linear import InputQuantizer, InputTransform, QuantizedLinear, input_quantizer
-from qtool.quantize.artifacts.recipe import Assignment
+from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.quantizers.calibration import Calibration

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
-from qtool.quantize.artifacts.recipe import Assignment
+from qtool.quantize.artifacts.rule import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qtool.quantize.artifacts.recipe import QuantizerOptions
+from qtool.quantize.artifacts.rule import QuantizerOptions
 from qtool.quantize.artifacts.scheme import TensorScheme
 from qtool.quantize.quantizers.numerics import choose_grid, encode
 from qtool.quantize.quantizers.outcome import Outcome

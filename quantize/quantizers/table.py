@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qtool.quantize.artifacts.recipe import QuantizerOptions
+from qtool.quantize.artifacts.rule import QuantizerOptions
 from qtool.quantize.artifacts.scheme import TensorScheme
 from qtool.quantize.quantizers.gptq import gptq
 from qtool.quantize.quantizers.outcome import Outcome

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from qtool.errors import InputRefused
-from qtool.quantize.artifacts.recipe import QUANTIZERS as NAMES
-from qtool.quantize.artifacts.recipe import QuantizerOptions
+from qtool.quantize.artifacts.rule import QUANTIZERS as NAMES
+from qtool.quantize.artifacts.rule import QuantizerOptions
 from qtool.quantize.artifacts.scheme import TensorScheme, layer_scheme
 from qtool.quantize.quantizers.gptq import gptq
 from qtool.quantize.quantizers.hessian import LARGEST_DAMP, Hessian, inverse_factor, output_error
