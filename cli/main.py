@@ -16,6 +16,7 @@ from qtool.errors import QtoolError, UsageError, escape, nearest
 
 COMMANDS: dict[str, str] = {
     "measure": "Record what a model's activations look like: maxima, outliers, where and how large.",
+    "plan": "Choose what each layer gets, under a budget, and measure it; or foretell what quantizing takes.",
     "quantize": "Quantize a model by a scheme or a recipe into a checkpoint.",
     "export": "Lower a checkpoint to a package for ONNX Runtime, and prove it equal to what was scored.",
     "verify": "Re-check an artifact: every byte, and for a package every node and the whole model.",

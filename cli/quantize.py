@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qtool.cli import options
+from qtool.cli.planning import Planner, budget_options, print_plan
 from qtool.errors import InputRefused, UsageError
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.recipe import Recipe
     from qtool.quantize.artifacts.statistics import Statistics
     from qtool.quantize.artifacts.weights import WeightSource
-    from qtool.quantize.inputs import SourceModel, Tokens
+    from qtool.quantize.inputs import SourceModel
     from qtool.quantize.quantizers import QuantizationReport
+
+CACHE_FORMATS = {
+    "int8": {"format": "int8"},
+    "k8v4": {"format": "int8", "values": "int4"},
+    "int4": {"format": "int4"},
+    "fp8": {"format": "fp8_e4m3"},
+}
 
 EPILOG = """\b
 Examples:
@@ -26,29 +33,68 @@ Examples:
   qtool quantize ./model -o checkpoint --scheme W8A8 --activation per_tensor --statistics stats
   qtool quantize ./model -o checkpoint --scheme W4A4 --transform quad --rank 64
   qtool quantize ./model -o checkpoint --scheme W4A8 --rotate --low-rank 16
+  qtool quantize ./model -o checkpoint --scheme W4A8 --kv int4 --kv-rotate
+  qtool quantize ./model -o checkpoint --scheme W4A8 --activation per_token --auto --max-bits 4.9
   qtool quantize owner/name -o checkpoint --recipe recipe.yaml --text calibration.txt
 """
+
+
+class Smooth(click.ParamType[dict[str, Any]]):
+    """`--smooth`: the recipe's fields that it stands for."""
+
+    name = "smooth"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """A search by its name, or SmoothQuant's exponent."""
+        searches = {"auto": "aqas", "aqas": "aqas", "awq": "awq"}
+        if value in searches:
+            return {"smooth_search": searches[value]}
+        try:
+            alpha = float(value)
+        except ValueError:
+            alpha = -1.0
+        if not 0 <= alpha <= 1:
+            self.fail(f"{value!r} is neither auto, aqas, awq nor a number from 0 to 1", param, ctx)
+        return {"smooth_alpha": alpha}
 
 
 @click.command("quantize", epilog=EPILOG)
 @click.argument("model")
 @options.output
 @click.option("--recipe", type=options.PATH, help="A recipe file (YAML); instead of --scheme and what goes with it.")
-@click.option("--scheme", help="W4A16, W4A8, W8A8, W4A4 or FP8_DYNAMIC.")
-@click.option("--group-size", help="32, 64, 128 or channel: weights that share a scale.")
+@click.option("--scheme", help="W4A16, W4A8, W8A8, W4A4, FP8_DYNAMIC, W4A8_FP, MXFP4, NVFP4 … (docs/formats.md).")
+@click.option("--group-size", help="16, 32, 64, 128 or channel: weights that share a scale.")
+@click.option("--scale", help="Of 4-bit weights in groups: float (default), e8m0 or shift (powers of two).")
 @click.option("--asymmetric", is_flag=True, help="Weights with zero points.")
 @click.option("--activation", help="per_token, per_token_group (ONNX Runtime's CPU kernel) or per_tensor.")
-@click.option("--quantizer", help="gptq (default) or rtn.")
+@click.option("--quantizer", help="gptq (default), rtn or autoround.")
 @click.option("--rotate", is_flag=True, help="Fold norms, rotate residual stream and values: free online.")
-@click.option("--smooth", type=click.FloatRange(0, 1), metavar="ALPHA", help="SmoothQuant, measured; free online.")
+@click.option(
+    "--smooth",
+    type=Smooth(),
+    metavar="auto|awq|ALPHA",
+    help="Outliers into the weights, free online: scales searched with both quantizers at work (auto: AQAS) or the "
+    "weight's (awq), or SmoothQuant's with this exponent.",
+)
 @click.option("--transform", type=click.Choice(["hadamard", "quad"]), help="Online, before inputs are quantized.")
 @click.option("--rank", type=click.IntRange(1, 512), help="Of --transform quad: directions kept in 16 bits.")
+@click.option(
+    "--runtime-smooth",
+    type=click.Choice(["robust", "published", "frozen"]),
+    help="Of INT4 inputs: factors per block of channels, per request, or frozen in calibration.",
+)
+@click.option("--activation-clip", type=float, help="Of INT4 inputs: the range as a share of the largest value.")
 @click.option("--low-rank", type=click.IntRange(1, 512), help="Rank of a 16-bit correction of rounding errors.")
+@click.option("--kv", type=click.Choice(list(CACHE_FORMATS)), help="The key-value cache, per token and head.")
+@click.option("--kv-rotate", is_flag=True, help="Of --kv: Hadamard on queries and keys, online (R3).")
 @click.option("--lm-head", help="The head's scheme, or float; by default W8A8 under W4A8, float under W4A16 and FP8.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a name, * wildcards or re:REGEX.")
 @click.option("--seed", type=click.IntRange(0), help="Recorded in the recipe.")
 @click.option("--statistics", "statistics_path", type=options.PATH, help="From `qtool measure`, for per_tensor.")
+@click.option("--auto", is_flag=True, help="Plan first (see `qtool plan`), then quantize by the plan.")
+@budget_options
 @options.corpus(sequences=64, purpose="calibrate")
+@click.option("--restart", is_flag=True, help="Discard what an interrupted run left and begin again.")
 @options.threads
 @options.as_json
 def command(
@@ -57,16 +103,29 @@ def command(
     recipe: Path | None,
     statistics_path: Path | None,
     corpus: options.CorpusChoice,
+    restart: bool,
+    auto: bool,
+    max_bits: float | None,
+    max_loss: float | None,
+    max_slowdown: float | None,
+    mixed: bool,
     threads: int,
     as_json: bool,
     **preset: Any,
 ) -> None:
     """Quantize MODEL by a scheme or a recipe into a checkpoint.
 
-    The scheme says exactly what the target will execute; it is what is calibrated, scored and exported.
+    The scheme says exactly what the target will execute; it is what is calibrated, scored and exported. One decoder
+    block is in memory at a time. An interrupted run continues when the same command is repeated.
     """
-    rules = _recipe(recipe, preset)
+    rules = recipe_of(recipe, preset)
+    from qtool.quantize.planner.budget import Budget
+
+    budget = Budget(max_bits=max_bits, max_loss=max_loss, max_slowdown=max_slowdown)
+    if not auto and (mixed or budget != Budget()):
+        raise UsageError("--max-bits, --max-loss, --max-slowdown and --mixed", "are the planner's", "add --auto")
     from qtool.cli.corpus import load_tokens
+    from qtool.cli.float_model import transformed_model
     from qtool.cli.progress import notes, progress
     from qtool.quantize.architectures import linear_names, require_quantizable
     from qtool.quantize.artifacts.store import check_output, stage
@@ -75,30 +134,51 @@ def command(
     check_output(output)
     source = open_model(model)
     row = require_quantizable(source.config)
+    if rules.kv is not None:
+        rules.kv.check_model(source.config)
     assignments = rules.assign(linear_names(source.config))
     notes(source.notes)
     tokens = None
-    static = any(a.static_input for a in assignments.values()) and statistics_path is None
-    if static or "smooth" in rules.model or any(a.needs_calibration for a in assignments.values()):
+    static = any(a.static_input and (statistics_path is None or a.transform) for a in assignments.values())
+    if auto or static or "smooth" in rules.model or any(a.needs_calibration for a in assignments.values()):
         tokens = load_tokens("calibration", source.tokenizer_files, corpus, vocab_size=source.config["vocab_size"])
 
     import torch
 
+    from qtool.cli.allocation import return_freed_tensors
     from qtool.quantize.artifacts.checkpoint import CheckpointWriter
+    from qtool.quantize.artifacts.journal import Journal
     from qtool.quantize.artifacts.manifest import Manifest, Parent
+    from qtool.quantize.measure.pass_journal import fingerprint
     from qtool.quantize.quantizers import quantize_model
-    from qtool.quantize.transforms.model_transforms import Context, transform_model
+    from qtool.quantize.quantizers.run_journal import RunJournal, token_digest
 
+    return_freed_tensors()
     with progress("check weights") as report_progress:
         check_finite(source, report_progress)
     torch.set_num_threads(threads)
-    measured = partial(_measured, tokens)
-    context = Context(seed=rules.seed, smooth_alpha=rules.smooth_alpha, measure=measured)
-    float_model, chosen = transform_model(source, rules.model, context)
+    plan = None
+    if auto:
+        assert tokens is not None
+        plan = Planner(source, rules, tokens, mixed=mixed, threads=threads).plan(budget)
+        rules = plan.recipe
+        assignments = rules.assign(linear_names(source.config))
+    float_model, chosen = transformed_model(source, rules, assignments, tokens)
     notes(chosen)
-    statistics = measured(float_model) if static else _statistics(statistics_path, float_model)
-    with stage(output, estimate_bytes=source.float_bytes) as staging:
-        writer = CheckpointWriter(staging.path, float_model.config)
+    statistics = _statistics(statistics_path, float_model)
+    decides = {
+        "model": float_model.digest,
+        "recipe": rules.to_data(),
+        "tokens": token_digest(None if tokens is None else tokens.ids),
+        "statistics": "" if statistics is None else statistics.digest,
+        "threads": threads,
+    }
+    with stage(output, estimate_bytes=source.float_bytes, keep=True) as staging:
+        journal = Journal(staging.path, fingerprint(**decides), restart=restart)
+        if journal.note or journal.steps:
+            notes((journal.note or f"continuing after shard {len(journal.steps)} of an interrupted run",))
+        kept = RunJournal(journal)
+        writer = CheckpointWriter(kept.folder, float_model.config)
         with progress("quantize") as report_progress:
             report = quantize_model(
                 float_model,
@@ -109,8 +189,13 @@ def command(
                 writer=writer,
                 progress=report_progress,
                 seed=rules.seed,
+                journal=kept,
+                kv=rules.kv,
             )
+        kept.finish()
         _write_companions(staging.path, rules, source)
+        if plan is not None:
+            plan.write(staging.path)
         parents = [Parent(kind="model", digest=source.digest)]
         if tokens is not None:
             parents.append(Parent(kind="text", digest=tokens.text_sha256))
@@ -124,6 +209,7 @@ def command(
                 parents=tuple(parents),
                 details={
                     **writer.details,
+                    **({"kv": rules.kv.model_dump(mode="json")} if rules.kv else {}),
                     "report": report.to_json(),
                     "threads": threads,
                     "calibration_windows": list(tokens.windows) if tokens is not None else [],
@@ -131,10 +217,13 @@ def command(
                 },
             )
         )
+    if plan is not None and not as_json:
+        print_plan(plan)
     _print(output, report, manifest.digest, as_json)
 
 
-def _recipe(path: Path | None, preset: dict[str, Any]) -> Recipe:
+def recipe_of(path: Path | None, preset: dict[str, Any]) -> Recipe:
+    """The recipe that a file or the options describe; `preset` holds the options that were given, by parameter name."""
     from qtool.quantize.artifacts.recipe import Recipe
 
     given = {name: value for name, value in preset.items() if value not in (None, False, ())}
@@ -150,10 +239,14 @@ def _recipe(path: Path | None, preset: dict[str, Any]) -> Recipe:
     if (size := given.pop("group_size", None)) is not None:
         given["group_size"] = int(size) if size.isdigit() else size
     given["symmetric"] = not given.pop("asymmetric", False)
-    rotate, alpha = given.pop("rotate", False), given.pop("smooth", None)
-    given["model"] = [*(["fold_norms", "rotate"] if rotate else []), *(["smooth"] if alpha is not None else [])]
-    if alpha is not None:
-        given["smooth_alpha"] = alpha
+    rotate, smooth = given.pop("rotate", False), given.pop("smooth", {})
+    given["model"] = [*(["fold_norms", "rotate"] if rotate else []), *(["smooth"] if smooth else [])]
+    given |= smooth
+    cache, rotate_cache = given.pop("kv", None), given.pop("kv_rotate", False)
+    if cache is not None:
+        given["kv"] = {**CACHE_FORMATS[cache], "rotate": rotate_cache}
+    elif rotate_cache:
+        raise UsageError("--kv-rotate", "is an option of --kv", "add --kv int4")
     return Recipe.preset(given.pop("scheme"), **given)
 
 
@@ -166,24 +259,6 @@ def _statistics(path: Path | None, source: WeightSource) -> Statistics | None:
     if statistics.model_digest != source.digest:
         raise InputRefused(path, "was measured on another model", "measure this model, or leave --statistics out")
     return statistics
-
-
-def _measured(tokens: Tokens | None, source: WeightSource) -> Statistics:
-    """Statistics of a model on the calibration text."""
-    import numpy as np
-
-    from qtool.cli.progress import progress
-    from qtool.quantize.measure import Text, measure
-
-    assert tokens is not None
-    text = Text(
-        ids=tokens.ids,
-        domains=("text",),
-        domain_of=np.zeros(len(tokens.ids), dtype=np.int64),
-        sha256=tokens.text_sha256,
-    )
-    with progress("measure") as report_progress:
-        return measure(source, text, progress=report_progress).statistics
 
 
 def _write_companions(folder: Path, recipe: Recipe, source: SourceModel) -> None:

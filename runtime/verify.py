@@ -1,6 +1,7 @@
 """Verification of a package, after export against its checkpoint and later against what it answered then.
 
     nodes     every lowered node on the same input as the checkpoint          error ≤ 1e-5
+    online    the transforms in front of nodes, the side products behind      error ≤ 1e-5
     model     the package's logits against the torch reference's              ≤ 3 × the measured noise floor
     decode    token by token against prefill, in ONNX Runtime                 ≤ 3 × the measured noise floor
     genai     onnxruntime-genai loads the folder and generates
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qtool.errors import InputRefused
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.weights import WeightSource
@@ -35,6 +37,14 @@ from qtool.runtime.verification.node_probes import (
     probe_error,
 )
 from qtool.runtime.verification.noise_floor import Distance, NoiseFloor
+from qtool.runtime.verification.online_probes import (
+    OnlineProbe,
+    check_surrounded,
+    check_surroundings,
+    make_online_probe,
+    online,
+    online_error,
+)
 from qtool.runtime.verification.probe_file import Probes, read_probes, write_probes
 
 DECODE_TOKENS = 96
@@ -131,13 +141,18 @@ def verify_export(
     nodes: Nodes = details["nodes"]
     graph = PackageGraph(folder, threads=threads)
     check_complete(graph, nodes)
+    check_surroundings(graph, nodes)
     probes: dict[str, NodeProbe] = {}
+    surroundings: dict[str, OnlineProbe] = {}
     if isinstance(source, QuantizedCheckpoint):
         check_covered(source, nodes)
+        check_surrounded(source, nodes)
         for i, (name, node) in enumerate(sorted(nodes.items())):
             probes[name] = make_probe(name, node, source, with_bias=graph.has_bias(name))
+            if "online" in node:
+                surroundings[name] = make_online_probe(name, node, source)
             progress(i + 1, len(nodes), "expected answers")
-    node_check = _check_nodes(graph, probes, progress)
+    node_checks = _check_nodes(graph, probes, nodes, surroundings, progress)
     decode_tokens = tokens[:1, :DECODE_TOKENS]
     length = tokens.shape[1]
     with ReferenceSession(source) as reference, OrtSession(folder, threads=threads, max_length=length) as session:
@@ -154,13 +169,14 @@ def verify_export(
         folder,
         Probes(
             nodes=probes,
+            online=surroundings,
             tokens=tokens,
             reference_losses=subject.reference_losses,
             floor=floor,
             decode_floor=decode_floor,
         ),
     )
-    return Verification(checks=(node_check, model_check, decode_check, genai_check))
+    return Verification(checks=(*node_checks, model_check, decode_check, genai_check))
 
 
 def verify_package(folder: Path, *, progress: Progress, threads: int | None = None) -> Verification:
@@ -175,7 +191,10 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
     graph = PackageGraph(folder, threads=threads)
     check_complete(graph, nodes)
     check_complete(graph, {name: {"op": graph.lowered.get(name, "")} for name in probes.nodes})
-    node_check = _check_nodes(graph, probes.nodes, progress)
+    check_surroundings(graph, nodes)
+    if online(nodes).keys() != probes.online.keys():
+        raise InputRefused(folder, "its stored answers do not fit its transforms", "export the package again")
+    node_checks = _check_nodes(graph, probes.nodes, nodes, probes.online, progress)
     with OrtSession(folder, threads=threads, max_length=probes.tokens.shape[1]) as session:
         subject = evaluate(session, probes.tokens, progress=progress)
         distance = Distance.between(subject.losses, probes.reference_losses, None)
@@ -183,19 +202,35 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
         decode_tokens = probes.tokens[:1, :DECODE_TOKENS]
         decode_check = _check_decode(session, decode_tokens, probes.decode_floor, progress)
         genai_check = _check_genai(folder, probes.tokens, session.vocab_size)
-    return Verification(checks=(node_check, model_check, decode_check, genai_check))
+    return Verification(checks=(*node_checks, model_check, decode_check, genai_check))
 
 
-def _check_nodes(graph: PackageGraph, probes: Mapping[str, NodeProbe], progress: Progress) -> Check:
+def _check_nodes(
+    graph: PackageGraph,
+    probes: Mapping[str, NodeProbe],
+    nodes: Nodes,
+    surroundings: Mapping[str, OnlineProbe],
+    progress: Progress,
+) -> list[Check]:
     if not probes:
-        return Check(name="nodes", detail="skipped: no quantized node", forced="skipped")
+        return [Check(name="nodes", detail="skipped: no quantized node", forced="skipped")]
     errors: dict[str, float] = {}
     for i, (name, probe) in enumerate(sorted(probes.items())):
         errors[name] = probe_error(graph, name, probe)
         progress(i + 1, len(probes), "nodes")
+    checks = [_worst("nodes", errors)]
+    around = online(nodes)
+    outside: dict[str, float] = {}
+    for i, (name, surrounding) in enumerate(sorted(surroundings.items())):
+        outside[name] = online_error(graph, name, around[name], surrounding)
+        progress(i + 1, len(surroundings), "online")
+    return [*checks, _worst("online", outside)] if outside else checks
+
+
+def _worst(check: str, errors: Mapping[str, float]) -> Check:
     worst = max(errors, key=lambda name: np.inf if np.isnan(errors[name]) else errors[name])
     return Check(
-        name="nodes",
+        name=check,
         numbers={"error": errors[worst], "nodes": float(len(errors))},
         limits={"error": TOLERANCE},
         detail=f"largest error at {worst}",

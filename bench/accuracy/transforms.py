@@ -1,142 +1,159 @@
-"""What each transform is worth: perplexity, KL and top-1 of SmolLM2-135M-Instruct by scheme × transform × quantizer.
+"""What each method is worth: perplexity, KL and top-1 of SmolLM2-135M-Instruct by scheme × method × quantizer.
 
-`python bench/accuracy/transforms.py --text FILE` scores on the second half of a text, calibrated on the first half
-("in domain") and on the built-in corpus; without --text both halves are the built-in ones. Rows are appended to the
-output as they come, and rows that are there already are not run again.
+`python bench/accuracy/transforms.py --text FILE` scores on the second half of a text, calibrated on the first half ("in
+domain") or, with --calibration built-in, on the built-in corpus; without --text both halves are the built-in ones. Rows
+are appended to the output as they come, and rows that are there already are not run again. --planted runs them on the
+same model with planted outliers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
+from planted import planted
+from rows import METHODS, QUANTIZERS, SCHEMES, Row, rows
+
+import qtool
+from qtool.cli.planning import Planner
+from qtool.cli.quantized import quantized
+from qtool.quantize.artifacts.recipe import Recipe
+from qtool.quantize.inputs import Tokens, builtin_text, open_model, tokenize
+from qtool.quantize.planner.budget import Budget
+from qtool.runtime.evaluate import evaluate
+from qtool.runtime.reference import ReferenceSession
 from smollm2 import fetch
 
 ROOT = Path(__file__).parents[2]
-QTOOL = str(Path(sys.executable).parent / "qtool")
-SCORED = ("--sequences", "16", "--length", "512")
+SCORED, LENGTH = 16, 512
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row: a scheme, what is done for it, and how."""
+class Recorded:
+    """A session that repeats another's logits: the float model runs once for all rows."""
 
-    scheme: str
-    method: str
-    quantizer: str
-    options: tuple[str, ...]
+    def __init__(self, session: ReferenceSession, tokens: Any) -> None:
+        self.vocab_size, self.description, self.max_length = session.vocab_size, session.description, None
+        self._logits = {}
+        for row in tokens:
+            session.reset()
+            self._logits[row.tobytes()] = session.prefill(row[None])
 
-    @property
-    def name(self) -> str:
-        return f"{self.scheme} | {self.method} | {self.quantizer}"
+    def prefill(self, tokens: Any) -> Any:
+        return self._logits[tokens[0].tobytes()]
 
+    def decode(self, tokens: Any) -> Any:
+        raise NotImplementedError("rows are scored by prefill")
 
-SCHEMES: dict[str, tuple[str, ...]] = {
-    "W4A8": ("--scheme", "W4A8", "--activation", "per_token"),
-    "W4A4": ("--scheme", "W4A4"),
-    "W4A4 g64": ("--scheme", "W4A4", "--activation", "per_token_group"),
-    "W8A8": ("--scheme", "W8A8"),
-    "FP8": ("--scheme", "FP8_DYNAMIC"),
-}
-METHODS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "rotate": ("--rotate",),
-    "hadamard": ("--transform", "hadamard"),
-    "smooth": ("--smooth", "0.5"),
-    "quad 8": ("--transform", "quad", "--rank", "8"),
-    "rotate + quad 8": ("--rotate", "--transform", "quad", "--rank", "8"),
-    "quad 16": ("--transform", "quad", "--rank", "16"),
-    "quad 64": ("--transform", "quad", "--rank", "64"),
-}
-QUANTIZERS: dict[str, tuple[str, ...]] = {
-    "rtn": ("--quantizer", "rtn"),
-    "gptq": (),
-    "gptq + low rank 16": ("--low-rank", "16"),
-}
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
 
 
-def rows(schemes: list[str], methods: list[str], quantizers: list[str]) -> list[Row]:
-    return [
-        Row(s, m, q, (*SCHEMES[s], *METHODS[m], *QUANTIZERS[q])) for s in schemes for m in methods for q in quantizers
-    ]
-
-
-def run(row: Row, model: Path, calibration: tuple[str, ...], scoring: tuple[str, ...], work: Path) -> dict[str, Any]:
+def run(
+    row: Row,
+    source: Any,
+    calibration: Tokens,
+    scored: Any,
+    reference: Recorded,
+    planner_for: Callable[[Recipe], Planner],
+) -> dict[str, Any]:
     """Quantize and score one row."""
-    checkpoint, report = work / "checkpoint", work / "report.json"
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    report.unlink(missing_ok=True)
     started = time.monotonic()
-    # The head stays in float: the rows are about the blocks.
-    command = [QTOOL, "quantize", str(model), "-o", str(checkpoint), *row.options, "--lm-head", "float", *calibration]
-    made = json.loads(subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout)
-    seconds = time.monotonic() - started
-    command = [QTOOL, "evaluate", str(checkpoint), "--reference", str(model), "-o", str(report), *scoring, *SCORED]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    scored = json.loads(report.read_text())
-    return {"made": made, "scored": scored, "seconds": seconds}
+    recipe: Recipe = row.recipe
+    steps: list[Any] = []
+    if row.max_bits is not None:
+        plan = planner_for(recipe).plan(Budget(max_bits=row.max_bits))
+        recipe, steps = plan.recipe, plan.to_json()["steps"]
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, report = quantized(source, recipe, calibration, Path(folder) / "checkpoint", title=row.name)
+        seconds = time.monotonic() - started
+        with ReferenceSession(checkpoint) as session:
+            result = evaluate(session, scored, reference=reference)
+    assert result.reference_perplexity is not None
+    return {
+        "perplexity": result.perplexity,
+        "float_perplexity": result.reference_perplexity,
+        "ratio": result.perplexity / result.reference_perplexity,
+        "kl_nats": result.kl_nats,
+        "top1_agreement": result.top1_agreement,
+        "bits_per_weight_quantized": report.bits_per_weight_quantized,
+        "seconds": round(seconds, 1),
+        **({"steps": steps} if steps else {}),
+    }
+
+
+def halves(text: Path | None) -> tuple[str, str]:
+    """Calibration text in domain and scoring text."""
+    if text is None:
+        return builtin_text("calibration"), builtin_text("scoring")
+    whole = text.read_text(encoding="utf-8")
+    half = whole.index("\n", len(whole) // 2)
+    return whole[:half], whole[half:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="score on its second half, calibrate on its first")
-    parser.add_argument("--work", type=Path, default=ROOT / ".demo" / "accuracy")
-    parser.add_argument("--output", type=Path, help="the rows, as JSON lines")
+    parser.add_argument("--output", type=Path, required=True, help="the rows, as JSON lines")
     parser.add_argument("--calibration", choices=("in domain", "built-in"), default="in domain")
-    parser.add_argument("--sequences", type=int, default=64, help="calibration sequences")
+    parser.add_argument("--sequences", type=int, default=32, help="calibration sequences of 512 tokens")
     parser.add_argument("--scheme", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--quantizer", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
+    parser.add_argument("--planted", action="store_true", help="the model with planted outliers")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    model = fetch(ROOT / ".demo")
-    calibration: tuple[str, ...] = ("--sequences", str(options.sequences))
-    scoring: tuple[str, ...] = ()
-    if options.text is not None:
-        text = options.text.read_text(encoding="utf-8")
-        half = text.index("\n", len(text) // 2)
-        first, second = options.work / "first-half.txt", options.work / "second-half.txt"
-        first.write_text(text[:half], encoding="utf-8")
-        second.write_text(text[half:], encoding="utf-8")
-        scoring = ("--text", str(second))
-        if options.calibration == "in domain":
-            calibration += ("--text", str(first))
+    source: Any = open_model(str(fetch(ROOT / ".demo")))
+    in_domain, scoring = halves(options.text)
+    text = in_domain if options.calibration == "in domain" else builtin_text("calibration")
+    size = {"length": LENGTH, "vocab_size": int(source.config["vocab_size"])}
+    calibration = tokenize(source.tokenizer_files, text, sequences=options.sequences, **size)
+    scored = tokenize(source.tokenizer_files, scoring, sequences=SCORED, **size).ids
+    with ReferenceSession(source) as session:
+        reference = Recorded(session, scored)
+    subject = planted(source) if options.planted else source
     done: set[str] = set()
-    if options.output and options.output.exists():
+    if options.output.exists():
         done = {json.loads(line)["row"] for line in options.output.read_text().splitlines()}
+
+    @lru_cache(maxsize=1)
+    def planner(digest: str) -> Planner:
+        return Planner(subject, asked[digest], calibration, mixed=False, threads=torch.get_num_threads())
+
+    def planner_for(recipe: Recipe) -> Planner:
+        asked[recipe.digest] = recipe
+        return planner(recipe.digest)
+
+    asked: dict[str, Recipe] = {}
     for row in rows(options.scheme, options.method, options.quantizer):
-        name = f"{row.name} | {options.calibration}"
+        name = f"{row.name} | {options.calibration}" + (" | planted" if options.planted else "")
         if name in done:
             continue
-        result = run(row, model, calibration, scoring, options.work)
-        reference = result["scored"]["reference"]
-        entry = {
-            "row": name,
-            "perplexity": result["scored"]["perplexity"],
-            "float_perplexity": reference["perplexity"],
-            "ratio": result["scored"]["perplexity"] / reference["perplexity"],
-            "kl_nats": reference["kl_nats"],
-            "top1_agreement": reference["top1_agreement"],
-            "bits_per_weight_quantized": result["made"]["bits_per_weight_quantized"],
-            "quantize_seconds": round(result["seconds"], 1),
-        }
+        entry = {"row": name, **run(row, subject, calibration, scored, reference, planner_for)}
+        entry |= {"qtool": qtool.__version__, "torch": torch.__version__, "calibration_sequences": options.sequences}
         print(
-            f"{name:55s} {entry['perplexity']:8.3f} × {entry['ratio']:.3f}  KL {entry['kl_nats']:.4f}  "
-            f"{entry['bits_per_weight_quantized']:.2f} bits",
+            f"{name:70s} {entry['perplexity']:8.3f} × {entry['ratio']:.3f}  KL {entry['kl_nats']:.4f}  "
+            f"{entry['bits_per_weight_quantized']:.2f} bits  {entry['seconds']:.0f} s",
             flush=True,
         )
-        if options.output:
-            with options.output.open("a") as handle:
-                handle.write(json.dumps(entry) + "\n")
+        with options.output.open("a") as handle:
+            handle.write(json.dumps(entry) + "\n")
 
 
 if __name__ == "__main__":

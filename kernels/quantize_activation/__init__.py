@@ -7,6 +7,7 @@ INT4 is the same with 7 in place of 127: codes −7…7, so that a range is symm
 a share of max|a|: sixteen levels are better spent on a token's ordinary values.
 FP4 E2M1: scale = max|a| / 6, code = a / scale rounded to the nearest of ±{0, ½, 1, 1½, 2, 3, 4, 6}, ties to even.
 FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
+MXFP4, MXFP8 and NVFP4 have blocks of 32 and 16 whose scales are small floats (block_scaled.py).
 """
 
 from __future__ import annotations
@@ -15,10 +16,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from qtool.kernels.quantize_activation.block_scaled import (
+    fake_quantize_mxfp4,
+    fake_quantize_mxfp8,
+    fake_quantize_nvfp4,
+)
+from qtool.kernels.small_floats import E2M1_MAX, E4M3_MAX, cast_e4m3, round_e2m1
+
+__all__ = [
+    "fake_quantize_fp4",
+    "fake_quantize_fp8",
+    "fake_quantize_fp8_static",
+    "fake_quantize_int4",
+    "fake_quantize_int8",
+    "fake_quantize_int8_static",
+    "fake_quantize_mxfp4",
+    "fake_quantize_mxfp8",
+    "fake_quantize_nvfp4",
+    "quantize_int4",
+    "quantize_int8",
+]
+
 INT8_MAX = 127.0
 INT4_MAX = 7.0
-E2M1_MAX = 6.0
-E4M3_MAX = 448.0
 SMALLEST_RANGE = 2.0**-120  # below it 127 / max|a| overflows, or max|a| / 448 is subnormal
 
 
@@ -61,7 +81,7 @@ def fake_quantize_fp4(x: Tensor, *, group_size: int | None = None) -> Tensor:
     blocks = _blocks(x, group_size)
     amax = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(amax > SMALLEST_RANGE, amax / E2M1_MAX, torch.ones_like(amax))
-    return (_round_e2m1(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
+    return (round_e2m1(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
@@ -74,12 +94,12 @@ def fake_quantize_fp8(x: Tensor, *, group_size: int | None = None) -> Tensor:
     blocks = _blocks(x, group_size)
     amax = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(amax > SMALLEST_RANGE, amax / E4M3_MAX, torch.ones_like(amax))
-    return (_cast_e4m3(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
+    return (cast_e4m3(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:
     """FP8 E4M3 with a stored per-tensor scale, and back. [..., K] to [..., K]."""
-    return _cast_e4m3(x / scale) * scale
+    return cast_e4m3(x / scale) * scale
 
 
 def _quantize_integer(
@@ -90,17 +110,6 @@ def _quantize_integer(
     # limit × 0 is zero for a small range, and NaN for NaN.
     codes = torch.round(blocks * torch.where(limit > SMALLEST_RANGE, largest / limit, limit * 0))
     return codes if clip == 1.0 else codes.clamp(-largest, largest), limit / largest
-
-
-def _round_e2m1(x: Tensor) -> Tensor:
-    # Steps of ½ below 2, of 1 below 4, of 2 up to 6: rounding the quotient half to even is E2M1's own tie rule.
-    size = x.abs()
-    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
-    return torch.clamp(torch.round(x / step) * step, -E2M1_MAX, E2M1_MAX)
-
-
-def _cast_e4m3(x: Tensor) -> Tensor:
-    return torch.clamp(x, -E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
 
 
 def _blocks(x: Tensor, group_size: int | None) -> Tensor:

@@ -101,17 +101,25 @@ class SmoothedCodes:
         return self.factors.unsqueeze(-2) * self.token_range / INT4_MAX
 
 
-def quantize_smoothed(x: Tensor, factors: Tensor, *, order: Tensor | None = None) -> SmoothedCodes:
-    """INT4 codes of x [..., T, K] under factors [G] or [..., G]; order as in `smooth_factors`."""
+def quantize_smoothed(
+    x: Tensor, factors: Tensor, *, order: Tensor | None = None, clip: float = 1.0
+) -> SmoothedCodes:
+    """INT4 codes of x [..., T, K] under factors [G] or [..., G]; order as in `smooth_factors`.
+
+    Args:
+        x, factors, order: see above.
+        clip: a token's range is this share of a_t; larger values take the outermost code.
+    """
     group = x.shape[-1] // factors.shape[-1]
     rows = None if order is None else order.unsqueeze(-2)
     tiles = _tiles(_ordered(x, rows), group)
     relative = tiles.abs().amax(dim=-1) / factors.unsqueeze(-2)
-    token_range = relative.amax(dim=-1, keepdim=True)
+    token_range = relative.amax(dim=-1, keepdim=True) * clip
     whole = factors.unsqueeze(-2) * token_range
     # whole × 0 is zero for a row of zeros, and NaN for NaN.
     multiplier = torch.where(whole > SMALLEST_FACTOR, INT4_MAX / whole, whole * 0)
     codes = torch.round(tiles * multiplier.unsqueeze(-1))
+    codes = codes if clip == 1.0 else codes.clamp(-INT4_MAX, INT4_MAX)
     return SmoothedCodes(codes=codes, token_range=token_range, factors=factors, order=order)
 
 

@@ -7,7 +7,7 @@ Integer codes are unsigned, value = scale × (code − zero_point), with the zer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qtool.errors import InputRefused
 from qtool.kernels.dequantize_weight import dequantize_weight
 from qtool.kernels.pack import pack_int4, unpack_int4
+from qtool.quantize.artifacts.cache_scheme import CacheScheme
+from qtool.quantize.artifacts.formats import FP4_E2M1
 from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import open_artifact
+from qtool.quantize.artifacts.stored_scale import STORED_SCALES
+from qtool.quantize.artifacts.tensor_file import Streamed, row_pieces, write_tensors
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 from qtool.quantize.transforms.low_rank import LowRank
 from qtool.quantize.transforms.site_transform import SiteTransform
@@ -39,8 +42,9 @@ class QuantizedTensor:
     """One linear's weight.
 
     Attributes:
-        codes: [N, K]; uint8 for integer formats (0…15 or 0…255), float8_e4m3fn for FP8.
+        codes: [N, K]; uint8 for integer formats (0…15 or 0…255) and FP4 bit patterns, float8_e4m3fn for FP8.
         scale: [N, G] float32, finite and positive; G = ceil(K / group_size), or 1 per channel.
+        scale_factor: [N, 1] float32, what the scales are multiples of in some formats (stored_scale.py), else None.
         zero_point: [N, G] uint8 for asymmetric integer weights, else None.
         input_scale: a float32 scalar for static per-tensor activations, else None.
         scheme: what the codes mean and what is done to the layer's input.
@@ -59,6 +63,7 @@ class QuantizedTensor:
     site: str = ""
     side: Tensor | None = None
     low_rank: LowRank | None = None
+    scale_factor: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,6 +95,7 @@ class QuantizedTensor:
             self.zero_point,
             group_size=group_size_of(self.scheme.weight.granularity),
             zero_code=fmt.zero_code if fmt.kind == "int" else 0,
+            e2m1=fmt is FP4_E2M1,
         )
 
     @property
@@ -104,11 +110,12 @@ class QuantizedTensor:
         return 8 * sum(t.numel() * t.element_size() for t in stored.values())
 
     def to_tensors(self, module: str) -> dict[str, Tensor]:
-        """The canonical tensors, named `{module}.codes`, `.scale`, `.zero_point`, `.input_scale`."""
+        """The canonical tensors, named `{module}.codes`, `.scale` (or STORED_SCALES' names), `.zero_point`, …"""
         four_bit = self.scheme.weight.format.bits == 4
+        scales = STORED_SCALES[self.scheme.weight.scale].write(self.scale, self.scale_factor)
         tensors = {
             f"{module}.codes": pack_int4(self.codes) if four_bit else self.codes,
-            f"{module}.scale": _narrowest(self.scale),
+            **{f"{module}.{name}": tensor for name, tensor in scales.items()},
         }
         if self.zero_point is not None:
             tensors[f"{module}.zero_point"] = self.zero_point
@@ -122,14 +129,17 @@ class QuantizedTensor:
         return tensors
 
 
-def _narrowest(scale: Tensor) -> Tensor:
-    half = scale.to(torch.float16)
-    return half if torch.equal(half.to(torch.float32), scale) else scale
+def float_tensor(source: WeightSource, name: str, shape: Sequence[int]) -> Tensor | Streamed:
+    """A float tensor in the dtype that holds it exactly, as it is stored; a large one is read while it is written."""
+    dtype, pieces = TORCH_DTYPES[source.stored_dtype(name)], list(row_pieces(shape))
+    if len(pieces) == 1:
+        return torch.from_numpy(source.read(name)).to(dtype)
 
+    def rows() -> Iterator[Tensor]:
+        for piece in pieces:
+            yield torch.from_numpy(source.read_rows(name, piece.start, piece.stop)).to(dtype)
 
-def float_tensor(source: WeightSource, name: str) -> Tensor:
-    """A float tensor in the dtype that holds it exactly, as it is stored."""
-    return torch.from_numpy(source.read(name)).to(TORCH_DTYPES[source.stored_dtype(name)])
+    return Streamed(dtype=dtype, shape=tuple(shape), pieces=rows)
 
 
 class CheckpointWriter:
@@ -137,32 +147,47 @@ class CheckpointWriter:
     decoder block at a time. `details` is what the manifest needs to know of them."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._config = dict(config)
         self._shards = 0
         self._quantized: dict[str, dict[str, Any]] = {}
         self._floats: dict[str, str] = {}
 
-    def add(self, quantized: Mapping[str, QuantizedTensor], floats: Mapping[str, Tensor]) -> None:
-        """Write one shard. Keys are module names (quantized) and tensor names (floats, in their stored dtype)."""
-        tensors = {name: t.contiguous() for name, t in floats.items()}
+    def add(
+        self, quantized: Mapping[str, QuantizedTensor], floats: Mapping[str, Tensor | Streamed]
+    ) -> dict[str, Any]:
+        """Write one shard. Keys are module names (quantized) and tensor names (floats, in their stored dtype).
+
+        Returns:
+            What `restore` wants, for a later run that finds the shard written.
+        """
+        tensors: dict[str, Tensor | Streamed] = {name: t.contiguous() for name, t in floats.items()}
+        described: dict[str, dict[str, Any]] = {}
         for module, weight in quantized.items():
             tensors |= {key: t.contiguous() for key, t in weight.to_tensors(module).items()}
-            self._quantized[module] = {"scheme": weight.scheme.to_json(), "shape": list(weight.shape)}
+            described[module] = {"scheme": weight.scheme.to_json(), "shape": list(weight.shape)}
             if weight.transform is not None:
                 stored = weight.transform.to_tensors()
                 tensors |= {f"{weight.site}.{key}": t.contiguous() for key, t in stored.items()}
-                self._quantized[module]["transform"] = {
+                described[module]["transform"] = {
                     "site": weight.site,
                     "header": weight.transform.header(),
                     "tensors": sorted(stored),
                     "side_width": weight.transform.side_width,
                 }
             if weight.low_rank is not None:
-                self._quantized[module]["low_rank"] = int(weight.low_rank.up.shape[1])
+                described[module]["low_rank"] = int(weight.low_rank.up.shape[1])
         names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-        self._floats |= {name: names[t.dtype] for name, t in floats.items()}
-        save_file(tensors, self._folder / SHARD.format(self._shards))
+        shard = SHARD.format(self._shards)
+        write_tensors(tensors, self.folder / shard)
+        record = {"shard": shard, "quantized": described, "float": {name: names[t.dtype] for name, t in floats.items()}}
+        self.restore(record)
+        return record
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Count a shard that lies in the folder already."""
+        self._quantized |= record["quantized"]
+        self._floats |= record["float"]
         self._shards += 1
 
     @property
@@ -197,6 +222,12 @@ class QuantizedCheckpoint:
         return config
 
     @property
+    def kv(self) -> CacheScheme | None:
+        """What the key-value cache stores; None: floats."""
+        stored = self.manifest.details.get("kv")
+        return None if stored is None else CacheScheme.model_validate(stored)
+
+    @property
     def digest(self) -> str:
         """The manifest's digest, which covers every byte."""
         return self.manifest.digest
@@ -222,6 +253,15 @@ class QuantizedCheckpoint:
         module = next(m for m in self.schemes if self._float_name(m) == name)
         return np.ascontiguousarray(self.quantized(module).effective().numpy())
 
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """See WeightSource; a quantized tensor is dequantized as a whole."""
+        if name not in self._floats:
+            return np.ascontiguousarray(self.read(name)[start:stop])
+        with safe_open(self._files[name], framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[start:stop]
+        array: FloatArray = rows.to(torch.float32).numpy()
+        return array
+
     def quantized(self, module: str) -> QuantizedTensor:
         """One quantized linear by module name, for example "model.layers.3.mlp.down_proj" or "lm_head".
 
@@ -229,13 +269,18 @@ class QuantizedCheckpoint:
             InputRefused: for shapes that do not match the manifest, or scales that are not finite and positive.
         """
         scheme, (n, k) = self.schemes[module], self.shapes[module]
-        codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale").to(torch.float32)
+        codes = self._tensor(f"{module}.codes")
         four_bit = scheme.weight.format.bits == 4
         group = group_size_of(scheme.weight.granularity) or k
-        if tuple(codes.shape) != (n, -(-k // 2) if four_bit else k) or tuple(scale.shape) != (n, -(-k // group)):
+        form, groups = STORED_SCALES[scheme.weight.scale], -(-k // group)
+        shapes = form.shapes(n, groups)
+        stored = {name: self._tensor(f"{module}.{name}") for name in shapes}
+        fits = all(tuple(stored[name].shape) == shape for name, shape in shapes.items())
+        if not fits or tuple(codes.shape) != (n, -(-k // 2) if four_bit else k):
             raise InputRefused(f"{self.folder}: {module}", "shapes do not match the manifest", "quantize again")
         if four_bit:
             codes = unpack_int4(codes, columns=k)
+        scale, factor = form.read(stored, groups)
         if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
             raise InputRefused(f"{self.folder}: {module}.scale", "is not finite and positive", "quantize again")
         return QuantizedTensor(
@@ -244,28 +289,41 @@ class QuantizedCheckpoint:
             zero_point=self._optional(f"{module}.zero_point"),
             input_scale=self._optional(f"{module}.input_scale"),
             scheme=scheme,
-            low_rank=self._low_rank(module),
-            **self._transform(module),
+            low_rank=self.low_rank(module),
+            scale_factor=factor,
+            **self._site_fields(module),
         )
 
     def transformed(self, module: str) -> bool:
         """True for a linear that has a transform or a side product beside its codes."""
         return "transform" in self._details[module] or "low_rank" in self._details[module]
 
-    def _transform(self, module: str) -> dict[str, Any]:
+    def site(self, module: str) -> str:
+        """The name of the transformed input that a linear reads; "" for a float linear or a plain input."""
+        return str(self._details.get(module, {}).get("transform", {}).get("site", ""))
+
+    def site_transform(self, module: str) -> tuple[str, SiteTransform] | None:
+        """The name of the input that a linear reads and what is done to it, None where nothing is."""
         stored = self._details[module].get("transform")
         if stored is None:
-            return {}
+            return None
         tensors = {key: self._tensor(f"{stored['site']}.{key}") for key in stored["tensors"]}
-        transform = site_transform_from(stored["header"], tensors)
-        side = self._tensor(f"{module}.side").to(torch.float32) if transform.side_width else None
-        return {"transform": transform, "site": str(stored["site"]), "side": side}
+        return str(stored["site"]), site_transform_from(stored["header"], tensors)
 
-    def _low_rank(self, module: str) -> LowRank | None:
+    def side(self, module: str) -> Tensor | None:
+        """The side part [N, r] of a linear's weight, float32, None where its transform has none."""
+        return self._tensor(f"{module}.side").to(torch.float32) if f"{module}.side" in self._files else None
+
+    def low_rank(self, module: str) -> LowRank | None:
+        """The correction of what rounding did to a linear's weight."""
         if "low_rank" not in self._details[module]:
             return None
         up, down = (self._tensor(f"{module}.low_rank_{part}").to(torch.float32) for part in ("up", "down"))
         return LowRank(up=up, down=down)
+
+    def _site_fields(self, module: str) -> dict[str, Any]:
+        found = self.site_transform(module)
+        return {} if found is None else {"site": found[0], "transform": found[1], "side": self.side(module)}
 
     def _float_name(self, module: str) -> str:
         tied_head = module == "lm_head" and self.tied
@@ -289,7 +347,8 @@ class QuantizedCheckpoint:
     def _check_names(self) -> None:
         wanted = set(self._floats)
         for module, scheme in self.schemes.items():
-            wanted |= {f"{module}.codes", f"{module}.scale"}
+            scales = STORED_SCALES[scheme.weight.scale].shapes(*self.shapes[module])
+            wanted |= {f"{module}.codes", *(f"{module}.{name}" for name in scales)}
             if not scheme.weight.symmetric:
                 wanted.add(f"{module}.zero_point")
             if scheme.input is not None and not scheme.input.dynamic:

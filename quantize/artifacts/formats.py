@@ -36,8 +36,6 @@ class NumericFormat:
 INT4 = NumericFormat(name="int4", bits=4, kind="int", qmax=7)
 INT8 = NumericFormat(name="int8", bits=8, kind="int", qmax=127)
 FP8_E4M3 = NumericFormat(name="fp8_e4m3", bits=8, kind="float", qmax=448)
-
-# Predicted by `qtool measure`; not yet a format of weights or activations, so no recipe may name it.
 FP4_E2M1 = NumericFormat(name="fp4_e2m1", bits=4, kind="float", qmax=6)
 
-FORMATS: dict[str, NumericFormat] = {f.name: f for f in (INT4, INT8, FP8_E4M3)}
+FORMATS: dict[str, NumericFormat] = {f.name: f for f in (INT4, INT8, FP8_E4M3, FP4_E2M1)}

@@ -5,6 +5,7 @@ Shape symbols: weights are [N, K] (out_features, in_features), activations [M, K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -51,15 +52,38 @@ class PerTokenGroup:
     name = "per_token_group"
 
 
-Granularity = PerTensor | PerChannel | PerGroup | PerToken | PerTokenGroup
+@dataclass(frozen=True)
+class PerTokenSmoothed:
+    """Runtime Smooth: one scale per token, times one factor per block of `group_size` along K that is found from all
+    tokens of the same request, each divided by its own size: [M, 1] and [K / group_size] (kernels/runtime_smooth).
+    """
+
+    group_size: int
+    name = "per_token_smoothed"
+
+
+@dataclass(frozen=True)
+class PerTokenSmoothedAsPublished:
+    """PerTokenSmoothed, its factors the plain maxima over the request."""
+
+    group_size: int
+    name = "per_token_smoothed_published"
+
+
+Granularity = (
+    PerTensor | PerChannel | PerGroup | PerToken | PerTokenGroup | PerTokenSmoothed | PerTokenSmoothedAsPublished
+)
+Grouped = PerGroup | PerTokenGroup | PerTokenSmoothed | PerTokenSmoothedAsPublished
 
 _PLAIN: dict[str, Granularity] = {g.name: g for g in (PerTensor(), PerChannel(), PerToken())}
-_GROUPED: dict[str, type[PerGroup] | type[PerTokenGroup]] = {g.name: g for g in (PerGroup, PerTokenGroup)}
+_GROUPED: dict[str, Callable[[int], Grouped]] = {
+    g.name: g for g in (PerGroup, PerTokenGroup, PerTokenSmoothed, PerTokenSmoothedAsPublished)
+}
 
 
 def group_size_of(granularity: Granularity) -> int | None:
     """The group size along K, or None where one scale spans all of K."""
-    return granularity.group_size if isinstance(granularity, PerGroup | PerTokenGroup) else None
+    return granularity.group_size if isinstance(granularity, Grouped) else None
 
 
 def granularity_from(name: str, group_size: int | None) -> Granularity:

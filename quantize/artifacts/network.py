@@ -8,7 +8,7 @@ model's own files is executed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,13 +62,18 @@ def load_network(source: WeightSource, *, skip: frozenset[str] = frozenset()) ->
 class NetworkShell:
     """A network whose blocks are filled only while they are used.
 
+    Args:
+        source: the model.
+        without: modules outside the blocks that stay on the meta device, because the caller needs them not at all or
+            not whole.
+
     Attributes:
         network: the network; the embedding, final norm and head are filled, the blocks are on the meta device.
         blocks: the decoder blocks, in order.
         spine: the names of what lies outside the blocks.
     """
 
-    def __init__(self, source: WeightSource) -> None:
+    def __init__(self, source: WeightSource, *, without: Sequence[str] = ()) -> None:
         self.source = source
         self.network = build_on_meta(source)
         _check_names(self.network, source)
@@ -76,7 +81,7 @@ class NetworkShell:
         self.blocks: nn.ModuleList = self.network.get_submodule(self.spine.blocks)
         self._names = _parameter_names(self.network)
         for name in self._names:
-            if not name.startswith(f"{self.spine.blocks}."):
+            if not name.startswith(f"{self.spine.blocks}.") and name.removesuffix(".weight") not in without:
                 fill(self.network, name, source)
 
     @contextmanager

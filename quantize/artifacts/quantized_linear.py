@@ -7,8 +7,6 @@ This is the one place where a scheme becomes arithmetic in torch; calibration an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
-from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -19,47 +17,43 @@ from qtool.kernels.quantize_activation import (
     fake_quantize_int4,
     fake_quantize_int8,
     fake_quantize_int8_static,
+    fake_quantize_mxfp4,
+    fake_quantize_mxfp8,
+    fake_quantize_nvfp4,
 )
+from qtool.kernels.runtime_smooth import RangeRule
 from qtool.kernels.side_gemm import side_output
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
-from qtool.quantize.artifacts.granularity import group_size_of
+from qtool.quantize.artifacts.granularity import PerTokenSmoothed, PerTokenSmoothedAsPublished, group_size_of
 from qtool.quantize.artifacts.scheme import TensorScheme
+from qtool.quantize.transforms.once_per_input import OncePerInput
+from qtool.quantize.transforms.runtime_smooth import PUBLISHED, ROBUST, smooth_request
 from qtool.quantize.transforms.site_transform import Parts
-
-Result = TypeVar("Result")
 
 _STATIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "int8": fake_quantize_int8_static,
     "fp8_e4m3": fake_quantize_fp8_static,
 }
+# By element and scale.
 _DYNAMIC: dict[str, Callable[[Tensor, TensorScheme], Tensor]] = {
-    "int8": lambda x, scheme: fake_quantize_int8(x, group_size=group_size_of(scheme.granularity)),
-    "int4": lambda x, scheme: fake_quantize_int4(x, group_size=group_size_of(scheme.granularity), clip=scheme.clip),
-    "fp8_e4m3": lambda x, scheme: fake_quantize_fp8(x),
+    "int8 float": lambda x, scheme: fake_quantize_int8(x, group_size=group_size_of(scheme.granularity)),
+    "int4 float": lambda x, scheme: _int4(x, scheme),
+    "fp8_e4m3 float": lambda x, scheme: fake_quantize_fp8(x, group_size=group_size_of(scheme.granularity)),
+    "fp8_e4m3 e8m0": lambda x, scheme: fake_quantize_mxfp8(x),
+    "fp4_e2m1 e8m0": lambda x, scheme: fake_quantize_mxfp4(x),
+    "fp4_e2m1 e4m3": lambda x, scheme: fake_quantize_nvfp4(x),
 }
 
 
-class OncePerInput(Generic[Result]):
-    """A function of a tensor whose last result is remembered for as long as that tensor lives.
+_SMOOTH_RULES: dict[str, RangeRule] = {PerTokenSmoothed.name: ROBUST, PerTokenSmoothedAsPublished.name: PUBLISHED}
 
-    Linears that read one tensor share one such function, so q, k and v transform and quantize theirs once. Inputs must
-    therefore not be changed in place between two calls, and a result must not be the input itself.
-    """
 
-    def __init__(self, compute: Callable[[Tensor], Result]) -> None:
-        self._compute = compute
-        self._input: ReferenceType[Tensor] | None = None
-        self._result: Result | None = None
-
-    def __call__(self, x: Tensor) -> Result:
-        if self._result is None or self._input is None or self._input() is not x:
-            self._result = self._compute(x)
-            self._input = ref(x, self._forget)
-        return self._result
-
-    def _forget(self, gone: ReferenceType[Tensor]) -> None:
-        if gone is self._input:
-            self._input = self._result = None
+def _int4(x: Tensor, scheme: TensorScheme) -> Tensor:
+    group = group_size_of(scheme.granularity)
+    rule = _SMOOTH_RULES.get(scheme.granularity.name)
+    if rule is None or group is None:
+        return fake_quantize_int4(x, group_size=group, clip=scheme.clip)
+    return smooth_request(x, group, rule, clip=scheme.clip)
 
 
 # A site's transform of its input, [..., K] to the main part [..., K'] and the side part [..., r] or None.
@@ -78,7 +72,7 @@ class InputQuantizer:
 
 def _quantize(x: Tensor, scheme: TensorScheme, scale: Tensor | None) -> Tensor:
     if scheme.dynamic:
-        return _DYNAMIC[scheme.format.name](x, scheme)
+        return _DYNAMIC[f"{scheme.format.name} {scheme.scale}"](x, scheme)
     assert scale is not None
     return _STATIC[scheme.format.name](x, scale)
 

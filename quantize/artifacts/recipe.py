@@ -16,8 +16,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from qtool.errors import UsageError, nearest
+from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.rule import QUANTIZERS, Assignment, QuantizerOptions, Rule, Strict, TransformChoice
-from qtool.quantize.artifacts.scheme import PRESETS
+from qtool.quantize.artifacts.scheme import LIVE_SMOOTH, PRESETS
 
 RECIPE_VERSION = 1
 HEAD, FLOAT = "lm_head", "float"
@@ -27,14 +28,17 @@ class Recipe(Strict):
     """The whole recipe, validated. `Recipe.from_data` is the one way in.
 
     `model` lists transforms of the whole model that leave its function as it is and cost nothing online, in order;
-    `smooth_alpha` is how much "smooth" moves from the activations to the weights.
+    `smooth_search` is how "smooth" finds its factors: "smoothquant" with the exponent `smooth_alpha` for all sites, or
+    "aqas" and "awq", which search an exponent for every site. `kv` is what the key-value cache stores; None: floats.
     """
 
     version: Literal[1] = 1
     seed: int = Field(default=0, ge=0, lt=2**63)
     model: tuple[Literal["fold_norms", "rotate", "smooth"], ...] = ()
     smooth_alpha: float = Field(default=0.5, ge=0, le=1)
+    smooth_search: Literal["smoothquant", "aqas", "awq"] = "smoothquant"
     ignore: tuple[str, ...] = ()
+    kv: CacheScheme | None = None
     rules: tuple[Rule, ...] = Field(min_length=1)
 
     @field_validator("model", "ignore", "rules", mode="before")
@@ -61,11 +65,15 @@ class Recipe(Strict):
             if rule.quantizer not in QUANTIZERS:
                 what = f"{name}: quantizer {rule.quantizer!r}"
                 raise UsageError(what, "unknown", nearest(rule.quantizer, QUANTIZERS))
-            rule.layer_scheme()
+            if rule.layer_scheme().weight.format.kind == "float" and rule.quantizer == "autoround":
+                what = f"{name}: quantizer autoround with {rule.scheme}"
+                raise UsageError(what, "rounds integer weights only", "use quantizer: gptq")
             for pattern in rule.patterns:
                 compile_pattern(pattern)
         for pattern in recipe.ignore:
             compile_pattern(pattern)
+        if recipe.kv is not None:
+            recipe.kv.check()
         return recipe
 
     @staticmethod
@@ -78,13 +86,15 @@ class Recipe(Strict):
         lm_head: str | None = None,
         model: Iterable[str] = (),
         smooth_alpha: float = 0.5,
+        smooth_search: str = "smoothquant",
+        kv: Mapping[str, Any] | None = None,
         **rule: Any,
     ) -> Recipe:
         """The recipe behind `--scheme`: one rule for all linears, and one for the head where it gets its own scheme.
 
         Args:
             scheme: a key of PRESETS.
-            quantizer, ignore, seed, model, smooth_alpha: as in the recipe.
+            quantizer, ignore, seed, model, smooth_alpha, smooth_search, kv: as in the recipe.
             lm_head: the head's scheme, or "float"; None takes the preset's own.
             rule: more fields of Rule, for both rules. The head shares the others' group size and activation, which
                 a target computes alike for all linears; transforms and corrections are the blocks' alone.
@@ -102,7 +112,8 @@ class Recipe(Strict):
             }
             rules.append({"match": HEAD, "scheme": head, **common, **shared, **_NO_TRANSFORM})
         kept = [*ignore, *([HEAD] if head == FLOAT else [])]
-        whole = {"seed": seed, "model": list(model), "smooth_alpha": smooth_alpha, "ignore": kept}
+        smooth = {"smooth_alpha": smooth_alpha, "smooth_search": smooth_search}
+        whole = {"seed": seed, "model": list(model), **smooth, "ignore": kept, "kv": kv}
         return Recipe.from_data({**whole, "rules": rules})
 
     def to_data(self) -> dict[str, Any]:
@@ -119,7 +130,7 @@ class Recipe(Strict):
         """Decide for every linear, in the order given.
 
         Raises:
-            UsageError: when a pattern matches nothing, or when nothing at all would be quantized.
+            UsageError: when a pattern matches nothing, or when nothing at all, not even the cache, would be quantized.
         """
         names = list(modules)
         used: set[str] = set()
@@ -128,7 +139,7 @@ class Recipe(Strict):
         idle = [p for p in patterns if p not in used and not any(compile_pattern(p)(n) for n in names)]
         if idle:
             raise UsageError(f"recipe pattern {idle[0]!r}", "matches no linear of this model", nearest(idle[0], names))
-        if all(a.scheme is None for a in decided.values()):
+        if self.kv is None and all(a.scheme is None for a in decided.values()):
             raise UsageError("recipe", "quantizes no linear of this model", "widen a rule's match or shorten ignore")
         return decided
 
@@ -141,10 +152,14 @@ class Recipe(Strict):
             hits = [p for p in rule.patterns if compile_pattern(p)(name)]
             if hits:
                 used.update(hits)
+                if ".experts." in name and rule.runtime_smooth in LIVE_SMOOTH:
+                    why = "reads tokens of several requests at once, so none has factors of its own"
+                    raise UsageError(f"{name}: runtime_smooth", why, "give it a rule with runtime_smooth: frozen")
                 return Assignment(
                     module=name,
                     scheme=rule.layer_scheme(),
                     transform=None if rule.transform is None else TransformChoice(kind=rule.transform, rank=rule.rank),
+                    frozen_smooth=rule.runtime_smooth == "frozen",
                     low_rank=rule.low_rank,
                     quantizer=rule.quantizer,
                     options=rule.options,
@@ -152,7 +167,13 @@ class Recipe(Strict):
         return Assignment(module=name, scheme=None, reason="no rule matches")
 
 
-_NO_TRANSFORM: Mapping[str, Any] = {"transform": None, "low_rank": 0, "activation_clip": None}
+_NO_TRANSFORM: Mapping[str, Any] = {
+    "transform": None,
+    "low_rank": 0,
+    "activation_clip": None,
+    "runtime_smooth": None,
+    "scale": None,
+}
 
 
 def compile_pattern(pattern: str) -> Any:
@@ -165,7 +186,7 @@ def compile_pattern(pattern: str) -> Any:
         raise UsageError(f"recipe pattern {pattern!r}", f"not a regular expression ({error})", "fix it") from None
 
 
-_MODELS: Mapping[str, type[BaseModel]] = {"rules": Rule, "options": QuantizerOptions}
+_MODELS: Mapping[str, type[BaseModel]] = {"rules": Rule, "options": QuantizerOptions, "kv": CacheScheme}
 
 
 def _usage_error(name: str, error: ValidationError) -> UsageError:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 
-QUANTIZERS = ("rtn", "gptq")
+QUANTIZERS = ("rtn", "gptq", "autoround")
 DEFAULT_RANK = 16
 
 
@@ -29,12 +29,18 @@ class QuantizerOptions(Strict):
         act_order: GPTQ visits columns by falling Hessian diagonal; groups stay contiguous (static grids).
         damp: GPTQ adds damp × mean(diag H) to the diagonal; escalated, and recorded, when Cholesky fails.
         block_size: GPTQ columns per lazy update.
+        start: the quantizer that autoround starts from.
+        iterations: autoround's steps for each decoder block.
+        batch: calibration sequences in a step.
     """
 
     mse_clip: bool | None = None
     act_order: bool = True
     damp: float = Field(default=0.3, gt=0, lt=1)
     block_size: int = Field(default=128, ge=1, le=4096)
+    start: Literal["gptq", "rtn"] = "gptq"
+    iterations: int = Field(default=48, ge=1, le=10_000)
+    batch: int = Field(default=1, ge=1, le=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,9 @@ class TransformChoice:
 class Rule(Strict):
     """One rule: the modules it matches and what they get.
 
-    `transform` and `rank` are TransformChoice's; `low_rank` is the rank of a correction of what rounding did to the
-    weight, 0 for none.
+    `transform` and `rank` are TransformChoice's; `runtime_smooth` divides what they leave of an INT4 input by factors
+    per block of channels, found in every request ("robust", "published") or in calibration ("frozen"); `low_rank` is
+    the rank of a correction of what rounding did to the weight, 0 for none.
     """
 
     match: str | tuple[str, ...]
@@ -66,8 +73,10 @@ class Rule(Strict):
     symmetric: bool = True
     activation: str | None = None
     activation_clip: float | None = Field(default=None, gt=0, le=1)
+    scale: str | None = None
     transform: Literal["hadamard", "quad"] | None = None
     rank: int = Field(default=DEFAULT_RANK, ge=1, le=512)
+    runtime_smooth: Literal["robust", "published", "frozen"] | None = None
     low_rank: int = Field(default=0, ge=0, le=512)
     quantizer: str = "gptq"
     options: QuantizerOptions = Field(default_factory=QuantizerOptions)
@@ -90,6 +99,8 @@ class Rule(Strict):
             symmetric=self.symmetric,
             activation=self.activation,
             activation_clip=self.activation_clip,
+            runtime_smooth=self.runtime_smooth,
+            scale=self.scale,
         )
 
 
@@ -100,6 +111,7 @@ class Assignment:
     module: str
     scheme: LayerScheme | None
     transform: TransformChoice | None = None
+    frozen_smooth: bool = False
     low_rank: int = 0
     quantizer: str = "rtn"
     options: QuantizerOptions = field(default_factory=QuantizerOptions)
@@ -112,8 +124,8 @@ class Assignment:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the linear is quantized from the second moments of its inputs."""
+        """Whether the linear is quantized from its inputs and their second moments."""
         if self.scheme is None:
             return False
         directions = self.transform is not None and self.transform.kind == "quad"
-        return self.quantizer == "gptq" or directions or self.low_rank > 0
+        return self.quantizer != "rtn" or directions or self.frozen_smooth or self.low_rank > 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qtool.errors import UsageError, nearest
-from qtool.quantize.artifacts.formats import FORMATS, FP8_E4M3, INT4, INT8, NumericFormat
+from qtool.quantize.artifacts.formats import FORMATS, FP4_E2M1, FP8_E4M3, INT4, INT8, NumericFormat
 from qtool.quantize.artifacts.granularity import (
     Granularity,
     PerChannel,
@@ -18,14 +18,26 @@ from qtool.quantize.artifacts.granularity import (
     PerTensor,
     PerToken,
     PerTokenGroup,
+    PerTokenSmoothed,
+    PerTokenSmoothedAsPublished,
     granularity_from,
     group_size_of,
 )
 
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (16, 32, 64, 128)
+SCALES = ("float", "e8m0", "shift")
 ACTIVATIONS = ("per_token", "per_token_group", "per_tensor")
 # Shares of max|x| that lose least over a model's linears (docs/log.md).
-CLIP = {"per_token": 0.8, "per_token_group": 0.9}
+CLIP = {
+    "per_token": 0.8,
+    "per_token_group": 0.9,
+    "per_token_smoothed": 0.8,
+    "per_token_smoothed_published": 0.8,
+}
+LIVE_SMOOTH: dict[str, type[PerTokenSmoothed] | type[PerTokenSmoothedAsPublished]] = {
+    "robust": PerTokenSmoothed,
+    "published": PerTokenSmoothedAsPublished,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,8 @@ class TensorScheme:
         symmetric: True when zero is always the middle code; False stores a zero point per scale.
         dynamic: True when scales are found at run time (activations only); False means stored scales.
         clip: of INT4 activations: the range is this share of the largest magnitude.
+        scale: which scales there are: "float" (any), "e8m0" (powers of two), "shift" (a float32 number a row, over
+            powers of two), "e4m3" (FP8 numbers under a float32 number: of the whole weight, of an activation's token).
     """
 
     format: NumericFormat
@@ -45,6 +59,7 @@ class TensorScheme:
     symmetric: bool = True
     dynamic: bool = False
     clip: float = 1.0
+    scale: str = "float"
 
     def to_json(self) -> dict[str, Any]:
         """A plain, stable description."""
@@ -55,6 +70,7 @@ class TensorScheme:
             "symmetric": self.symmetric,
             "dynamic": self.dynamic,
             **({"clip": self.clip} if self.clip != 1.0 else {}),
+            **({"scale": self.scale} if self.scale != "float" else {}),
         }
 
     @staticmethod
@@ -66,6 +82,7 @@ class TensorScheme:
             symmetric=bool(data["symmetric"]),
             dynamic=bool(data["dynamic"]),
             clip=float(data.get("clip", 1.0)),
+            scale=str(data.get("scale", "float")),
         )
 
 
@@ -83,10 +100,16 @@ class LayerScheme:
             parts = [f"{weight.format.name.upper()}"]
         group = group_size_of(weight.granularity)
         parts.append(f"g{group}" if group else "per channel")
+        if weight.scale != "float":
+            parts.append(weight.scale)
         if not weight.symmetric:
             parts.append("asym")
         if act:
-            parts.append(f"act {act.granularity.name}" + (f" clip {act.clip:g}" if act.clip != 1.0 else ""))
+            told = act.format is weight.format or act.format.kind == weight.format.kind == "int"
+            parts.append("act" if told else f"act {act.format.name.upper()}")
+            parts.append(act.granularity.name + (f" clip {act.clip:g}" if act.clip != 1.0 else ""))
+            if act.scale != "float":
+                parts.append(act.scale)
         return " ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +134,7 @@ class Preset:
         weight, activation: formats; no activation format means a float input.
         group_size: along K; None is per channel.
         default_activation: one of ACTIVATIONS.
+        scale, activation_scale: see TensorScheme. A preset with other than float scales has one block size.
         lm_head: the scheme the head gets where `--scheme` alone is given; None keeps it in float. Four bits are too
             few for a head that is also the embedding (docs/log.md has the numbers).
     """
@@ -120,6 +144,21 @@ class Preset:
     group_size: int | None
     default_activation: str
     lm_head: str | None
+    scale: str = "float"
+    activation_scale: str = "float"
+
+
+def _blocks(scale: str, size: int, activation: NumericFormat | None) -> Preset:
+    """FP4 weights in a block format, with activations in one of the same scales or in float."""
+    return Preset(
+        weight=FP4_E2M1,
+        activation=activation,
+        group_size=size,
+        default_activation="per_token_group",
+        lm_head=None,
+        scale=scale,
+        activation_scale=scale,
+    )
 
 
 PRESETS: dict[str, Preset] = {
@@ -130,6 +169,18 @@ PRESETS: dict[str, Preset] = {
     "FP8_DYNAMIC": Preset(
         weight=FP8_E4M3, activation=FP8_E4M3, group_size=None, default_activation="per_token", lm_head=None
     ),
+    "W4A16_FP": Preset(weight=FP4_E2M1, activation=None, group_size=64, default_activation="per_token", lm_head=None),
+    "W4A8_FP": Preset(
+        weight=FP4_E2M1, activation=FP8_E4M3, group_size=64, default_activation="per_token", lm_head=None
+    ),
+    "W4A8_INT_FP": Preset(
+        weight=INT4, activation=FP8_E4M3, group_size=64, default_activation="per_token", lm_head=None
+    ),
+    "MXFP4A16": _blocks("e8m0", 32, None),
+    "MXFP4A8": _blocks("e8m0", 32, FP8_E4M3),
+    "MXFP4": _blocks("e8m0", 32, FP4_E2M1),
+    "NVFP4A16": _blocks("e4m3", 16, None),
+    "NVFP4": _blocks("e4m3", 16, FP4_E2M1),
 }
 
 
@@ -140,15 +191,20 @@ def layer_scheme(
     symmetric: bool = True,
     activation: str | None = None,
     activation_clip: float | None = None,
+    runtime_smooth: str | None = None,
+    scale: str | None = None,
 ) -> LayerScheme:
     """Fill in a preset.
 
     Args:
         name: a key of PRESETS.
-        group_size: 32, 64 or 128 along K, or "channel"; None takes the preset's own.
+        group_size: 16, 32, 64 or 128 along K, or "channel"; None takes the preset's own.
         symmetric: weights without (True) or with (False) zero points.
         activation: one of ACTIVATIONS; None takes the preset's own. per_token_group uses the weight's group size.
         activation_clip: of INT4 activations, in (0, 1]; None takes CLIP for their granularity.
+        runtime_smooth: of INT4 activations per token: "robust" or "published" factors for every request, over blocks
+            as wide as the weight's groups; "frozen" ones are no part of the scheme.
+        scale: of 4-bit weights in groups: "e8m0" or "shift", see TensorScheme; None takes the preset's own.
 
     Raises:
         UsageError: for an unknown name or a combination that no kernel computes.
@@ -158,25 +214,52 @@ def layer_scheme(
     preset = PRESETS[name]
     group = preset.group_size if group_size is None else (None if group_size == "channel" else group_size)
     if group is not None and group not in GROUP_SIZES:
-        raise UsageError(f"group_size {group!r}", "not supported", "use 32, 64, 128 or channel")
+        raise UsageError(f"group_size {group!r}", "not supported", "use 16, 32, 64, 128 or channel")
     assert group is None or isinstance(group, int)
-    if preset.weight.kind == "float" and not symmetric:
-        raise UsageError(f"scheme {name}", "float formats have no zero point", "set symmetric: true")
-    if preset.weight.kind == "float" and group is not None:
-        raise UsageError(f"scheme {name}", "FP8 weights have one scale per channel", "set group_size: channel")
-    if preset.activation is None and activation is not None:
-        raise UsageError(f"scheme {name}", "has no quantized activations", "remove activation")
-    weight = TensorScheme(
-        format=preset.weight, granularity=PerGroup(group) if group else PerChannel(), symmetric=symmetric
+    blocks, int4 = preset.scale != "float", preset.activation is INT4
+    refused = (
+        (preset.weight.kind == "float" and not symmetric, "float formats have no zero point", "set symmetric: true"),
+        (preset.weight is FP8_E4M3 and group is not None, "has one scale per channel", "set group_size: channel"),
+        (blocks and group != preset.group_size, f"has blocks of {preset.group_size}", "remove group_size"),
+        (blocks and scale not in (None, preset.scale), f"has {preset.scale} scales", "remove scale"),
+        (preset.activation is None and activation is not None, "has no quantized activations", "remove activation"),
+        (blocks and activation not in (None, "per_token_group"), "has activations in blocks", "remove activation"),
+        (not int4 and activation_clip is not None, "only INT4 activations clip", "remove activation_clip"),
+        (not int4 and runtime_smooth is not None, "smooths only INT4 activations at run time", "remove runtime_smooth"),
     )
-    if activation_clip is not None and preset.activation is not INT4:
-        raise UsageError(f"scheme {name}", "only INT4 activations clip", "remove activation_clip")
+    for wrong, why, remedy in refused:
+        if wrong:
+            raise UsageError(f"scheme {name}", why, remedy)
+    weight = TensorScheme(
+        format=preset.weight,
+        granularity=PerGroup(group) if group else PerChannel(),
+        symmetric=symmetric,
+        scale=_weight_scale(name, preset, scale, group, symmetric),
+    )
     if preset.activation is None:
         return LayerScheme(weight=weight, input=None)
     given = _activation_scheme(name, preset.activation, activation or preset.default_activation, group)
+    given = replace(given, scale=preset.activation_scale)
+    if runtime_smooth is not None:
+        if not isinstance(given.granularity, PerToken) or group is None:
+            why = "needs activations per token and weights in groups"
+            raise UsageError(f"scheme {name}: runtime_smooth", why, "use activation: per_token and a group_size")
+        live = LIVE_SMOOTH.get(runtime_smooth)
+        given = given if live is None else replace(given, granularity=live(group))
     if given.format is INT4:
         given = replace(given, clip=CLIP[given.granularity.name] if activation_clip is None else activation_clip)
     return LayerScheme(weight=weight, input=given)
+
+
+def _weight_scale(name: str, preset: Preset, scale: str | None, group: int | None, symmetric: bool) -> str:
+    if scale in (None, "float", preset.scale):
+        return preset.scale
+    if scale not in SCALES:
+        raise UsageError(f"scale {scale!r}", "unknown", nearest(scale, SCALES))
+    if preset.weight.bits != 4 or group is None or not symmetric:
+        why = f"{scale} scales are for symmetric 4-bit weights in groups"
+        raise UsageError(f"scheme {name}", why, "remove scale, or set symmetric: true and group_size: 64")
+    return scale
 
 
 def _activation_scheme(name: str, fmt: NumericFormat, activation: str, group: int | None) -> TensorScheme:
@@ -188,7 +271,7 @@ def _activation_scheme(name: str, fmt: NumericFormat, activation: str, group: in
         raise UsageError(f"scheme {name}", "16 levels for a whole tensor leave nothing of it", "use per_token")
     if activation == "per_tensor":
         return TensorScheme(format=fmt, granularity=PerTensor(), dynamic=False)
-    if fmt.kind == "float" or group is None:
-        why = "per_token_group activations need integer weights in groups"
+    if group is None:
+        why = "per_token_group activations need weights in groups"
         raise UsageError(f"scheme {name}", why, "set group_size: 32, 64 or 128")
     return TensorScheme(format=fmt, granularity=PerTokenGroup(group), dynamic=True)

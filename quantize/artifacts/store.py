@@ -30,10 +30,13 @@ class Staging:
         self.manifest: Manifest | None = None
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Record every staged file in the manifest, sync all of it, and rename the folder to its final name."""
-        records = {name: _sync_and_hash(self.path / name) for name in _file_names(self.path)}
+        """Record every staged file in the manifest, sync all of it, and rename the folder to its final name. A journal
+        is no part of the artifact and goes last."""
+        names = [name for name in _file_names(self.path) if not name.startswith(f"{JOURNAL}/")]
+        records = {name: _sync_and_hash(self.path / name) for name in names}
         complete = manifest.model_copy(update={"files": records})
         write_file(self.path / MANIFEST, complete.to_bytes())
+        shutil.rmtree(self.path / JOURNAL, ignore_errors=True)
         self._reveal()
         self.manifest = complete
         return complete
@@ -105,6 +108,15 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(handle.fileno())
 
 
+def sync_file(path: Path) -> None:
+    """Sync a file that was written by other means than `write_file`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def open_artifact(folder: Path, *, kind: Kind | None = None, verify: bool = True) -> Manifest:
     """Check an artifact before use and return its manifest.
 
@@ -147,11 +159,7 @@ def _sync_and_hash(path: Path) -> FileRecord:
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(path)
     return hash_file(path)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+ROWS_TOGETHER = 256  # rows so close that they are read at once
 
 
 class WeightSource(Protocol):
@@ -39,3 +40,23 @@ class WeightSource(Protocol):
     def read(self, name: str) -> FloatArray:
         """One tensor, widened to float32, C-contiguous and owned by the caller. Unknown names raise KeyError."""
         ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows start … stop − 1 of a tensor, equal to those of `read`, for tensors too large to hold."""
+        ...
+
+
+def read_rows_of(source: WeightSource, name: str, numbers: npt.NDArray[np.int64]) -> FloatArray:
+    """Some rows [n, K] of a matrix that is not read whole.
+
+    Args:
+        source: of the matrix.
+        name: of the matrix.
+        numbers: of the rows, rising, at least one.
+    """
+    found = []
+    for start in np.unique(numbers // ROWS_TOGETHER) * ROWS_TOGETHER:
+        wanted = numbers[(numbers >= start) & (numbers < start + ROWS_TOGETHER)]
+        first, last = int(wanted[0]), int(wanted[-1])
+        found.append(source.read_rows(name, first, last + 1)[wanted - first])
+    return np.concatenate(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,6 +55,20 @@ class GgufStore:
         tensor = self._tensors[name]
         values = self._dequantize(tensor)
         return deinterleave(values, self._head_rows[name]) if name in self._head_rows else values
+
+    def load_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """See TensorStore."""
+        tensor = self._tensors[name]
+        if name in self._head_rows or len(tensor.shape) != 2:
+            return np.ascontiguousarray(self.load(name)[start:stop])
+        row_bytes = tensor.size // tensor.shape[0]
+        part = replace(
+            tensor,
+            shape=(stop - start, tensor.shape[1]),
+            start=tensor.start + start * row_bytes,
+            size=(stop - start) * row_bytes,
+        )
+        return self._dequantize(part)
 
     def _dequantize(self, tensor: GgufTensor) -> FloatArray:
         """Row chunks into one result, so that no second copy of the whole tensor exists."""

@@ -36,6 +36,15 @@ class SafetensorsStore:
             return np.ascontiguousarray(values.reshape(record.shape[::-1]).T)
         return values.reshape(record.shape)
 
+    def load_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """See TensorStore."""
+        file, record = self._tensors[name]
+        if record.transposed:
+            return np.ascontiguousarray(self.load(name)[start:stop])
+        row_bytes = record.size // record.shape[0]
+        raw = file.read(record.start + start * row_bytes, (stop - start) * row_bytes)
+        return widen(raw, record.dtype).reshape(stop - start, *record.shape[1:])
+
 
 def widen(raw: Bytes, dtype: str) -> FloatArray:
     """Little-endian bytes of an F32, F16 or BF16 tensor to float32, flat. Exact."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,10 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from qtool.errors import InputRefused
+from qtool.quantize.architectures import tensor_shapes
 from qtool.quantize.artifacts.weights import FloatArray
 from qtool.quantize.inputs.regular_file import PIECE_BYTES, RegularFile
 
 LARGEST_WEIGHT = 65504.0
+LARGE_ELEMENTS = 2**25  # from here on a tensor is looked at in pieces
+PIECE_ELEMENTS = 2**22
 
 
 class TensorStore(Protocol):
@@ -37,6 +41,10 @@ class TensorStore(Protocol):
 
     def load(self, name: str) -> FloatArray:
         """One tensor as a fresh float32 array, its values not yet looked at."""
+        ...
+
+    def load_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows start … stop − 1 of it."""
         ...
 
 
@@ -92,7 +100,13 @@ class SourceModel:
             KeyError: unknown name.
             InputRefused: a NaN, an infinity, or a weight so large that the file must be damaged.
         """
-        array = self._store.load(name)
+        return self._checked(name, self._store.load(name))
+
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows start … stop − 1 of a tensor, checked likewise."""
+        return self._checked(name, self._store.load_rows(name, start, stop))
+
+    def _checked(self, name: str, array: FloatArray) -> FloatArray:
         if array.size:
             low, high = float(array.min()), float(array.max())  # NaN goes through both
             if not (np.isfinite(low) and np.isfinite(high)):
@@ -113,11 +127,14 @@ def check_finite(source: SourceModel, progress: Callable[[int, int, str], None] 
     Raises:
         InputRefused: naming the first tensor with a NaN, an infinity or an absurd weight.
     """
-    names = source.names()
+    names, shapes = source.names(), tensor_shapes(source.config)
     for index, name in enumerate(names):
         if progress is not None:
             progress(index, len(names), name)
-        source.read(name)
+        rows, width = shapes[name][0], math.prod(shapes[name][1:])
+        step = rows if rows * width <= LARGE_ELEMENTS else PIECE_ELEMENTS // width
+        for start in range(0, rows, step):
+            source.read_rows(name, start, min(start + step, rows))
 
 
 def content_hash(file: RegularFile) -> bytes:

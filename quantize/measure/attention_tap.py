@@ -1,12 +1,10 @@
 """A tap on attention: what it is given after rotary positions, and how much of it falls on the first tokens.
 
-transformers looks its attention function up by a name in the config; while the tap is open the name is ours, and our
-function calls the one that was there before.
+While the tap is open the network's attention function is ours, which calls the one that was there before.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from qtool.quantize.artifacts.attention_function import named_attention, register_attention
 from qtool.quantize.artifacts.sink_statistics import KEYS, SHORT, SINK_THRESHOLD, SinkStatistics
 
 NAME = "qtool_measure"
@@ -39,28 +36,19 @@ def tapped_attention(network: PreTrainedModel, see: See) -> Iterator[None]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        output, weights = _original(before, module)(module, query, key, value, mask, **kwargs)
+        output, weights = named_attention(before, module)(module, query, key, value, mask, **kwargs)
         see(module, query, key, _computed(query, key, mask, kwargs) if weights is None else _given(weights))
         return output, None
 
     if before is None:
         yield  # a family without attention
         return
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS[before])  # masks are made by name too
+    register_attention(NAME, attend, masks_like=before)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = before
-
-
-def _original(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    if name == "eager":
-        family: Any = sys.modules[type(module).__module__]
-        found: Callable[..., tuple[Tensor, Tensor | None]] = family.eager_attention_forward
-        return found
-    return ALL_ATTENTION_FUNCTIONS[name]
 
 
 def _given(weights: Tensor) -> Weights:

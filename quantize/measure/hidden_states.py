@@ -47,6 +47,22 @@ class HiddenStates:
         index = next(i for i, each in enumerate(self.shell.blocks) if each is block)
         return run_block(block, self.hidden[self.batch], self._kwargs[self.batch][index])
 
+    def sequences(self, block: nn.Module) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """What enters one of the network's blocks, sequence by sequence: [1, T, d] and the keyword arguments."""
+        index = next(i for i, each in enumerate(self.shell.blocks) if each is block)
+        for hidden, kwargs in zip(self.hidden, self._kwargs, strict=True):
+            for number in range(len(hidden)):
+                yield hidden[number : number + 1], _of_sequence(kwargs[index], number, len(hidden))
+
+
+def _of_sequence(value: Any, number: int, batch: int) -> Any:
+    """One sequence's share of a batch's keyword arguments; masks and positions may be one for all."""
+    if isinstance(value, Tensor):
+        return value[number : number + 1] if value.dim() > 1 and len(value) == batch else value
+    if isinstance(value, dict):
+        return {key: _of_sequence(each, number, batch) for key, each in value.items()}
+    return tuple(_of_sequence(each, number, batch) for each in value) if isinstance(value, tuple) else value
+
 
 def in_batches(tokens: Tensor) -> list[Tensor]:
     """Tokens [B, T] in batches."""

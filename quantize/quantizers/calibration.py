@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from qtool.errors import InputRefused
-from qtool.quantize.artifacts.network import FINAL_NORM, NetworkShell
+from qtool.quantize.artifacts.network import FINAL_NORM, NetworkShell, run_block
 from qtool.quantize.measure.hidden_states import HiddenStates, in_batches
+from qtool.quantize.quantizers.block_refinement import Example
+
+# Hands every batch of one input [b, T, K] to a function.
+Inputs = Callable[[Callable[[Tensor], None]], None]
 
 
 class _InputCaught(Exception):
@@ -29,14 +34,33 @@ class Calibration:
     """The calibration text at the entrance of the current block.
 
     Args:
-        shell: the network; its embedding must already be what will run.
+        shell: the network, without an embedding.
         tokens: int64 [B, T].
+        embedded: the embedding that will run, by row: int64 numbers [n], rising, to rows [n, d].
     """
 
-    def __init__(self, shell: NetworkShell, tokens: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, shell: NetworkShell, tokens: npt.NDArray[np.int64], embedded: Callable[[Tensor], Tensor]
+    ) -> None:
         self.shell = shell
-        self._states = HiddenStates(shell, in_batches(torch.from_numpy(tokens)))
+        # The text's own vocabulary, renumbered: a table of only the rows that it needs gives the same vectors.
+        vocabulary, numbered = np.unique(tokens, return_inverse=True)
+        embedding = shell.network.get_input_embeddings()
+        embedding.padding_idx = None
+        embedding.weight = nn.Parameter(embedded(torch.from_numpy(vocabulary)), requires_grad=False)
+        renumbered = torch.from_numpy(numbered.reshape(tokens.shape).astype(np.int64))
+        self._states = HiddenStates(shell, in_batches(renumbered))
+        embedding.to("meta")
         self._replays: list[_Replay] = []
+
+    @property
+    def hidden(self) -> list[Tensor]:
+        """What the current block reads, [b, T, d] float32 by batch; a run that continues sets what it had."""
+        return self._states.hidden
+
+    @hidden.setter
+    def hidden(self, batches: list[Tensor]) -> None:
+        self._states.hidden = batches
 
     def inputs_of(self, block: nn.Module, path: str, use: Callable[[Tensor], None]) -> None:
         """Run the block up to the linear at `path` and hand its input [b, T, K] to `use`, batch by batch."""
@@ -59,6 +83,20 @@ class Calibration:
         replay = _Replay(block.get_submodule(child), self._states)
         self._replays.append(replay)
         setattr(block, child, replay)
+
+    def examples(self, block: nn.Module, limit: int) -> list[Example]:
+        """The first `limit` sequences with what the block, float as yet, makes of them."""
+        return [
+            Example(hidden=hidden, kwargs=kwargs, target=run_block(block, hidden, kwargs))
+            for hidden, kwargs in islice(self._states.sequences(block), limit)
+        ]
+
+    def end_replays(self, block: nn.Module) -> None:
+        """Let the block's children run anew, because their weights will change."""
+        for name, child in list(block.named_children()):
+            if isinstance(child, _Replay):
+                setattr(block, name, child.module)
+                self._replays.remove(child)
 
     def advance(self, block: nn.Module, name: str) -> None:
         """Run the finished block: its outputs are the next block's inputs.

@@ -15,7 +15,15 @@ from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.rule import QuantizerOptions
 from qtool.quantize.artifacts.scheme import TensorScheme
 from qtool.quantize.quantizers.hessian import inverse_factor
-from qtool.quantize.quantizers.numerics import Grid, choose_grid, code_dtype, to_codes, zero_of
+from qtool.quantize.quantizers.numerics import (
+    Grid,
+    choose_grid,
+    code_dtype,
+    scale_factor,
+    stored_codes,
+    to_codes,
+    zero_of,
+)
 from qtool.quantize.quantizers.outcome import Outcome
 
 CHUNK_ROWS = 4096
@@ -35,44 +43,54 @@ def gptq(weight: Tensor, hessian: Tensor | None, scheme: TensorScheme, options: 
     """
     assert hessian is not None
     diagonal = hessian.diagonal()
-    dead = diagonal == 0
     # torch.sort with stable=True keeps equal columns in their order, so ties break by index.
     order = torch.sort(diagonal, descending=True, stable=True).indices if options.act_order else None
-    alive = hessian + torch.diag(dead.to(torch.float64))
-    factor = inverse_factor(alive if order is None else alive[order][:, order], options.damp)
+    factor = inverse_factor(hessian, options.damp, order)
+    clip = options.mse_clip is not False
+    multiples = scale_factor(weight, scheme, mse_clip=clip, importance=diagonal)
+    parts = [slice(start, start + CHUNK_ROWS) for start in range(0, len(weight), CHUNK_ROWS)]
     chunks = [
-        _round_rows(chunk, factor.upper, diagonal, order, scheme, options) for chunk in torch.split(weight, CHUNK_ROWS)
+        _round_rows(
+            weight[part],
+            factor.upper,
+            _Grids(diagonal, scheme, clip=clip, factor=None if multiples is None else multiples[part]),
+            order,
+            options.block_size,
+        )
+        for part in parts
     ]
     zeros = [grid.zero_point for _, grid in chunks if grid.zero_point is not None]
-    grid = Grid(scale=torch.cat([g.scale for _, g in chunks]), zero_point=torch.cat(zeros) if zeros else None)
+    grid = Grid(
+        scale=torch.cat([g.scale for _, g in chunks]),
+        zero_point=torch.cat(zeros) if zeros else None,
+        factor=multiples,
+    )
     codes = torch.cat([c for c, _ in chunks])
     return Outcome(codes=codes, grid=grid, damp=factor.damp, escalations=factor.escalations)
 
 
 def _round_rows(
-    weight: Tensor,
-    upper: Tensor,
-    diagonal: Tensor,
-    order: Tensor | None,
-    scheme: TensorScheme,
-    options: QuantizerOptions,
+    weight: Tensor, upper: Tensor, grids: _Grids, order: Tensor | None, block_size: int
 ) -> tuple[Tensor, Grid]:
     rows, columns = weight.shape
+    scheme = grids.scheme
     group = group_size_of(scheme.granularity) or columns
-    grids = _Grids(weight, diagonal, scheme, options, static=order is not None or group >= columns)
+    static = order is not None or group >= columns
+    if static:
+        grids.enter(0, weight)
     permuted = weight if order is None else weight[:, order]
     work = permuted.T.contiguous()  # [K, n]: a column of the weight is then contiguous
     codes = torch.empty(columns, rows)
     groups_of = (torch.arange(columns) if order is None else order).div(group, rounding_mode="floor").tolist()
     # Without act_order a group's grid is taken from updated columns, so a lazy block must not end inside a group.
-    block_size = options.block_size if grids.static else max(group, options.block_size // group * group)
+    block_size = block_size if static else max(group, block_size // group * group)
     diagonals = upper.diagonal().tolist()
     for start in range(0, columns, block_size):
         end = min(start + block_size, columns)
         errors = torch.empty(end - start, rows)
         for column in range(start, end):
-            if not grids.static and column % group == 0:
-                grids.enter(column, work[column : column + group])
+            if not static and column % group == 0:
+                grids.enter(column, work[column : column + group].T.contiguous())
             scale, zero = grids.of(groups_of[column])
             current = work[column]
             torch.sub(to_codes(current / scale, zero, scheme), zero, out=codes[column])
@@ -82,39 +100,41 @@ def _round_rows(
         work[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     grid = grids.grid()
     result = torch.empty(rows, columns, dtype=code_dtype(scheme.format))
-    result[:, torch.arange(columns) if order is None else order] = codes.T.to(result.dtype)
+    result[:, torch.arange(columns) if order is None else order] = stored_codes(codes.T, scheme.format)
     return result, grid
 
 
 class _Grids:
-    """The grids of one chunk of rows: all chosen at once (static), or group by group as columns are reached."""
+    """The grids of one chunk of rows: all chosen at once, or group by group as columns are reached.
 
-    def __init__(
-        self, weight: Tensor, diagonal: Tensor, scheme: TensorScheme, options: QuantizerOptions, *, static: bool
-    ) -> None:
-        self.static = static
-        self._scheme, self._options, self._diagonal = scheme, options, diagonal
+    Args:
+        diagonal: of the Hessian [K].
+        scheme: of the weight.
+        clip: search the range.
+        factor: [n, 1] of the chunk's rows where the scheme's scales have one.
+    """
+
+    def __init__(self, diagonal: Tensor, scheme: TensorScheme, *, clip: bool, factor: Tensor | None) -> None:
+        self.scheme = scheme
+        self._diagonal, self._clip, self._factor = diagonal, clip, factor
         self._scales: list[Tensor] = []
         self._zeros: list[Tensor] = []
-        if static:
-            self._append(weight, diagonal)
 
-    def enter(self, column: int, updated: Tensor) -> None:
-        """Choose the grid of the group that begins at `column` from its updated columns [g, n]."""
-        self._append(updated.T.contiguous(), self._diagonal[column : column + len(updated)])
+    def enter(self, column: int, weight: Tensor) -> None:
+        """Choose the grids of the next columns [n, k], of which `column` is the first."""
+        importance = self._diagonal[column : column + weight.shape[1]]
+        grid = choose_grid(
+            weight, self.scheme, mse_clip=self._clip, importance=importance, factor=self._factor
+        )
+        self._scales += [scale.contiguous() for scale in grid.scale.T]
+        if grid.zero_point is not None:
+            self._zeros += [zero.to(torch.float32).contiguous() for zero in grid.zero_point.T]
 
     def of(self, group: int) -> tuple[Tensor, Tensor | float]:
         """Scale [n] and zero ([n], or one number) of a group."""
-        return self._scales[group], self._zeros[group] if self._zeros else zero_of(self._scheme)
+        return self._scales[group], self._zeros[group] if self._zeros else zero_of(self.scheme)
 
     def grid(self) -> Grid:
         """All groups together."""
         zero = torch.stack(self._zeros, dim=1).to(torch.uint8) if self._zeros else None
-        return Grid(scale=torch.stack(self._scales, dim=1), zero_point=zero)
-
-    def _append(self, weight: Tensor, importance: Tensor) -> None:
-        clip = self._options.mse_clip is not False
-        grid = choose_grid(weight, self._scheme, mse_clip=clip, importance=importance)
-        self._scales += [column.contiguous() for column in grid.scale.T]
-        if grid.zero_point is not None:
-            self._zeros += [column.to(torch.float32).contiguous() for column in grid.zero_point.T]
+        return Grid(scale=torch.stack(self._scales, dim=1), zero_point=zero, factor=self._factor)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from qtool.errors import InputRefused
+from qtool.quantize.quantizers.in_place import InPlace
 
 ESCALATION = 10.0
 LARGEST_DAMP = 10.0
+INVERSE_COLUMNS = 256
+ERROR_ROWS = 512
 
 
 class Hessian:
@@ -48,34 +51,72 @@ class InverseFactor:
     escalations: int
 
 
-def inverse_factor(hessian: Tensor, damp: float) -> InverseFactor:
+def inverse_factor(hessian: Tensor, damp: float, order: Tensor | None = None) -> InverseFactor:
     """Factor the inverse of H + damp × mean(diag H) × I, multiplying damp by ten until it is positive definite.
 
-    With P the reversal of the order, P H P = L Lᵀ gives U = P L⁻¹ P: no inverse of H is ever formed.
+    With P the reversal of the order, P H P = L Lᵀ gives U = P L⁻¹ P: no inverse of H is ever formed. Beside H there is
+    one more matrix of its size, in which L, L⁻¹ and U follow each other.
 
     Args:
-        hessian: [K, K] float64, symmetric, no zero on the diagonal.
+        hessian: [K, K] float64, symmetric; not changed. A zero on the diagonal counts as one.
         damp: the first damping to try.
+        order: [K] int64; factor H with rows and columns in this order. None: as they are.
 
     Raises:
         InputRefused: when even the largest damping does not help.
     """
-    scaled = hessian / hessian.diagonal().mean()
-    flipped = scaled.flip(0, 1)
-    identity = torch.eye(len(scaled), dtype=torch.float64)
+    diagonal = torch.where(hessian.diagonal() == 0, 1.0, hessian.diagonal())
+    if order is None:
+        order = torch.arange(len(hessian))
+    mean = diagonal[order].mean()
+    backwards = order.flip(0)
+    levels = diagonal[backwards] / mean
+    info = torch.empty((), dtype=torch.int32)
     escalations = 0
     while damp <= LARGEST_DAMP:
-        lower, info = torch.linalg.cholesky_ex(flipped + damp * identity)
+        room = InPlace(len(hessian))
+        matrix = room.matrix
+        for start in range(0, len(hessian), ERROR_ROWS):
+            rows = slice(start, start + ERROR_ROWS)
+            matrix[rows] = hessian[backwards[rows]][:, backwards].div_(mean)
+        matrix.diagonal().copy_(levels + damp)
+        # LAPACK counts by columns: its upper triangle is our lower one, and a symmetric matrix is its own transpose.
+        torch.linalg.cholesky_ex(matrix.mT, upper=True, out=(matrix.mT, info))
         if int(info) == 0:
-            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).to(torch.float32)
-            if bool(torch.isfinite(upper).all()):
-                return InverseFactor(upper=upper.contiguous(), damp=damp, escalations=escalations)
+            _invert_lower(matrix)
+            upper = room.reversed_float32()
+            if bool(torch.isfinite(upper.sum())):
+                return InverseFactor(upper=upper, damp=damp, escalations=escalations)
         damp *= ESCALATION
         escalations += 1
     raise InputRefused("Hessian", "is not positive definite at any damping", "calibrate on more or other text")
 
 
+def _invert_lower(lower: Tensor) -> Tensor:
+    """L⁻¹ in the place of a lower triangular L [K, K], from the last columns to the first (LAPACK's trtri)."""
+    size = len(lower)
+    for start in reversed(range(0, size, INVERSE_COLUMNS)):
+        stop = min(start + INVERSE_COLUMNS, size)
+        corner = lower[start:stop, start:stop]
+        identity = torch.eye(stop - start, dtype=lower.dtype)
+        inverse = torch.linalg.solve_triangular(corner, identity, upper=False)
+        if stop < size:
+            lower[stop:, start:stop] = -(lower[stop:, stop:] @ (lower[stop:, start:stop] @ inverse))
+        corner.copy_(inverse)
+    return lower
+
+
 def output_error(difference: Tensor, weight: Tensor, hessian: Tensor) -> float:
     """tr(E H Eᵀ) / tr(W H Wᵀ): the squared output error relative to the output. E and W are [N, K] float32."""
-    lost, whole = (float(((m @ hessian) * m).sum()) for m in (difference.double(), weight.double()))
+    lost, whole = (_squared_output(m, hessian) for m in (difference, weight))
     return lost / whole if whole > 0 else 0.0
+
+
+def squared_norm(matrix: Tensor) -> float:
+    """‖M‖² of a float32 matrix, added in float64."""
+    return float(torch.stack([piece.double().square().sum() for piece in torch.split(matrix, ERROR_ROWS)]).sum())
+
+
+def _squared_output(matrix: Tensor, hessian: Tensor) -> float:
+    pieces = (piece.double() for piece in torch.split(matrix, ERROR_ROWS))
+    return float(torch.stack([((piece @ hessian) * piece).sum() for piece in pieces]).sum())

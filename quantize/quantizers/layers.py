@@ -10,10 +10,13 @@ from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
+from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.rule import Assignment, TransformChoice
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.statistics import Statistics
-from qtool.quantize.quantizers.hessian import output_error
+from qtool.quantize.quantizers.calibration import Inputs
+from qtool.quantize.quantizers.frozen_factors import then_smooth
+from qtool.quantize.quantizers.hessian import output_error, squared_norm
 from qtool.quantize.quantizers.numerics import decode
 from qtool.quantize.quantizers.outcome import Outcome
 from qtool.quantize.quantizers.report import LayerRecord
@@ -38,11 +41,13 @@ def quantize_linears(
     hessian: Tensor | None,
     input_scales: Mapping[str, Tensor],
     seed: int = 0,
+    inputs: Inputs | None = None,
 ) -> dict[str, QuantizedLayer]:
     """Quantize linears that read one input.
 
     Linears with the same scheme, quantizer and options are stacked and go through the quantizer as one weight: its
-    rows are independent, so the codes are the same and the Hessian is factored once.
+    rows are independent, so the codes are the same and the Hessian is factored once. (NVFP4 scales then share their
+    factor, which fused kernels ask for.)
 
     Args:
         assignments: what each linear gets; those that stay in float are passed over.
@@ -50,19 +55,25 @@ def quantize_linears(
         hessian: Σ x xᵀ of the shared input [K, K] float64, or None when no quantizer here needs it.
         input_scales: a scalar by module where activations are static per tensor.
         seed: of random rotations.
+        inputs: hands the shared input [b, T, K] to a function, batch by batch; for frozen smoothing.
     """
     site = f"{assignments[0].module}.input"
     alike: dict[object, list[Assignment]] = {}
     for assignment in assignments:
         if assignment.scheme is not None:
-            key = (assignment.scheme, assignment.quantizer, assignment.options, assignment.transform)
+            smooth = assignment.frozen_smooth
+            key = (assignment.scheme, assignment.quantizer, assignment.options, assignment.transform, smooth)
             alike.setdefault(key, []).append(assignment)
     done: dict[str, QuantizedLayer] = {}
     for members in alike.values():
         first = members[0]
         assert first.scheme is not None
-        stacked = torch.cat([weights[m.module] for m in members])
+        stacked = torch.cat([weights[m.module] for m in members]) if len(members) > 1 else weights[first.module]
         transform = site_transform(first.transform, stacked.shape[1], hessian, seed=seed, site=site)
+        kind = "" if first.transform is None else f"{first.transform}"
+        if first.frozen_smooth:
+            transform = _smoothed(transform, first.scheme, stacked.shape[1], inputs)
+            kind = f"{kind} smooth".lstrip()
         main, side = (stacked, None) if transform is None else transform.weight(stacked)
         moment = hessian if transform is None or hessian is None else transform.second_moment(hessian)
         outcome = QUANTIZERS[first.quantizer].quantize(main, moment, first.scheme.weight, first.options)
@@ -75,7 +86,7 @@ def quantize_linears(
                 side=None if side is None else side[rows].to(torch.float16).to(torch.float32),
                 hessian=moment,
                 transform=transform,
-                site=f"{site}.{first.transform}".replace(" ", "_") if transform is not None else "",
+                site=f"{site}.{kind}".replace(" ", "_") if transform is not None else "",
             )
             done[member.module] = _layer(member, first.scheme, part, input_scales)
             start = rows.stop
@@ -112,6 +123,15 @@ def site_transform(
     return quad(hessian, choice.rank, seed=seed, stream=site)
 
 
+def _smoothed(
+    transform: SiteTransform | None, scheme: LayerScheme, width: int, inputs: Inputs | None
+) -> SiteTransform:
+    group = group_size_of(scheme.weight.granularity)
+    if inputs is None or group is None:
+        raise UsageError("runtime_smooth: frozen", "needs calibration tokens", "give a text")
+    return then_smooth(transform, width if transform is None else transform.main_width, group, inputs)
+
+
 def _correction(assignment: Assignment, difference: Tensor, hessian: Tensor | None) -> LowRank | None:
     """The low-rank correction of Ŵ − W, its factors rounded to the 16 bits they are stored in."""
     if not assignment.low_rank:
@@ -128,10 +148,10 @@ def _layer(
     correction = _correction(assignment, difference, hessian)
     if correction is not None:
         difference = difference + correction.weight
-    power = float(weight.double().square().sum())
+    power = squared_norm(weight)
     record = LayerRecord(
         quantizer=assignment.quantizer,
-        weight_error=float(difference.double().square().sum()) / power if power > 0 else 0.0,
+        weight_error=squared_norm(difference) / power if power > 0 else 0.0,
         output_error=None if hessian is None else output_error(difference, weight, hessian),
         damp=outcome.damp,
         escalations=outcome.escalations,
@@ -139,6 +159,7 @@ def _layer(
     tensor = QuantizedTensor(
         codes=outcome.codes,
         scale=outcome.grid.scale,
+        scale_factor=outcome.grid.factor,
         zero_point=outcome.grid.zero_point,
         input_scale=input_scales.get(assignment.module),
         scheme=scheme,
@@ -151,20 +172,21 @@ def _layer(
 
 
 def static_input_scales(assignments: Mapping[str, Assignment], statistics: Statistics | None) -> dict[str, Tensor]:
-    """The stored input scale, amax / qmax, of every linear whose activations are static per tensor.
+    """The input scale, amax / qmax, of every linear whose activations are static per tensor, where statistics are given
+    and speak of what its quantizer sees: the input itself, not a transform of it. Calibration finds the others.
 
     Raises:
-        UsageError: when statistics are missing, or lack a linear's input.
+        UsageError: when statistics lack a linear's input.
     """
     scales: dict[str, Tensor] = {}
     for module, assignment in assignments.items():
         scheme = None if assignment.scheme is None else assignment.scheme.input
-        if scheme is None or scheme.dynamic:
+        if statistics is None or scheme is None or scheme.dynamic or assignment.transform is not None:
             continue
-        site = None if statistics is None else statistics.find(f"{module}.input")
+        site = statistics.find(f"{module}.input")
         if site is None:
             raise UsageError(
-                f"{module}: per_tensor activations", "need measured ranges", "run qtool measure and pass --statistics"
+                f"{module}: per_tensor activations", "need measured ranges", "measure this model, or give no statistics"
             )
         amax = torch.tensor(site.amax, dtype=torch.float32)
         scales[module] = amax / scheme.format.qmax if site.amax > 0 else torch.ones(())

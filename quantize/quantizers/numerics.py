@@ -2,14 +2,15 @@
 
 Integer codes are unsigned and value = scale × (code − zero). A symmetric INT4 weight uses the whole range −8…7
 (codes 0…15 around 8), symmetric INT8 uses −127…127 (codes 1…255 around 128); an asymmetric range always contains
-zero, so that zero stays exact. FP8 E4M3 has one scale per channel, max|w| / 448.
+zero, so that zero stays exact. FP8 E4M3 has one scale per channel, max|w| / 448. FP4 E2M1 reaches ±6. Where scales are
+small floats themselves (scale_formats.py), the search is among those, so that none is rounded afterwards.
 
-The clip search works in units of the unclipped scale, so that it neither overflows nor underflows for any finite
-weight, and walks the rows in chunks that stay in cache.
+The search walks the rows in chunks that stay in cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +18,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qtool.kernels.dequantize_weight import dequantize_weight
-from qtool.quantize.artifacts.formats import NumericFormat
+from qtool.kernels.small_floats import E4M3_MAX, cast_e4m3, e2m1_codes, round_e2m1
+from qtool.quantize.artifacts.formats import FP4_E2M1, FP8_E4M3, NumericFormat
 from qtool.quantize.artifacts.granularity import PerGroup, group_size_of
 from qtool.quantize.artifacts.scheme import TensorScheme
+from qtool.quantize.quantizers.scale_formats import SCALE_FORMATS
+from qtool.quantize.quantizers.scale_search import ScaleSearch
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # subnormal scales are flushed to zero by some kernels
 SMALLEST_NORMAL_HALF = torch.finfo(torch.float16).tiny
-SHRINK_FACTORS = tuple(1 - 0.02 * step for step in range(26))  # 1.00 … 0.50 of the unclipped scale
-REFITS = 2
+SHRINK_FACTORS = tuple(1 - 0.02 * step for step in range(1, 26))  # 0.98 … 0.50 of the unclipped scale
+# FP4's codes are not evenly spaced, so that a larger scale can fit better too.
+FP4_FACTORS = tuple(0.5 + 0.04 * step for step in range(26))
+ROW_FACTORS = tuple(2 ** (step / 8) for step in range(-4, 4))  # of "shift": one octave, all that groups can tell apart
+SMALLEST_FACTOR = 2.0**-100  # so that no scale below a factor is subnormal
 CHUNK_ELEMENTS = 1 << 18
 
 
@@ -35,13 +42,31 @@ class Grid:
     Attributes:
         scale: [N, G] float32, finite and positive; of groups, float16 values where float16 has them as normal numbers.
         zero_point: [N, G] uint8 for asymmetric integer weights, else None.
+        factor: [N, 1] float32, what the scales are multiples of where their format is "shift" or "e4m3", else None.
     """
 
     scale: Tensor
     zero_point: Tensor | None
+    factor: Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> Grid:
+        """The grid of output channels start…stop − 1."""
+        zero, factor = self.zero_point, self.factor
+        return Grid(
+            scale=self.scale[start:stop],
+            zero_point=None if zero is None else zero[start:stop],
+            factor=None if factor is None else factor[start:stop],
+        )
 
 
-def choose_grid(weight: Tensor, scheme: TensorScheme, *, mse_clip: bool, importance: Tensor | None = None) -> Grid:
+def choose_grid(
+    weight: Tensor,
+    scheme: TensorScheme,
+    *,
+    mse_clip: bool,
+    importance: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Grid:
     """The grid of a weight, group by group.
 
     Args:
@@ -49,40 +74,96 @@ def choose_grid(weight: Tensor, scheme: TensorScheme, *, mse_clip: bool, importa
         scheme: format, granularity, symmetry.
         mse_clip: search the scale that minimises each group's squared error; otherwise nothing is clipped.
         importance: [K], non-negative; weights the squared error per column. None counts all columns alike.
+        factor: of the rows [N, 1] where these columns are not the whole weight; None takes `scale_factor`.
 
     Returns:
-        scale and zero_point [N, G]. A group of zeros gets scale 1.
+        scale and zero_point [N, G]. A group of zeros gets scale 1, or the nearest that its format has.
     """
+    if factor is None:
+        factor = scale_factor(weight, scheme, mse_clip=mse_clip, importance=importance)
     group = group_size_of(scheme.granularity) or weight.shape[1]
-    weights = None if importance is None else _groups(importance.to(torch.float32).unsqueeze(0), group)
+    weights = None if importance is None else in_groups(importance.to(torch.float32).unsqueeze(0), group)
     rows = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
+    search = mse_clip and scheme.format is not FP8_E4M3
     scales, zeros = [], []
-    for chunk in torch.split(weight, rows):
-        groups = _groups(chunk, group)
-        scale, zero = _unclipped(groups, scheme)
-        if mse_clip and scheme.format.kind == "int":
-            scale = _shrink(groups, scale, zero, scheme, weights)
+    for start in range(0, weight.shape[0], rows):
+        groups = in_groups(weight[start : start + rows], group)
+        unit, zero = _unclipped(groups, scheme)
+        if scheme.scale != "float":
+            row = groups.new_ones(()) if factor is None else factor[start : start + rows].unsqueeze(-1)
+            scale = _nearest_or_best(groups, unit, row, scheme, weights, search=search)
+        elif search:
+            found = ScaleSearch(groups, unit, _rounding(scheme, zero), weights)
+            scale = found.best_factor(FP4_FACTORS if scheme.format is FP4_E2M1 else SHRINK_FACTORS)
+        else:
+            scale = unit
         scale = scale.clamp_min(SMALLEST_SCALE).squeeze(-1)
-        scales.append(_in_16_bits(scale) if isinstance(scheme.granularity, PerGroup) else scale)
+        halves = scheme.scale == "float" and isinstance(scheme.granularity, PerGroup)
+        scales.append(in_16_bits(scale) if halves else scale)
         zeros.append(zero.squeeze(-1))
     zero_point = None if scheme.symmetric else torch.cat(zeros).to(torch.uint8)
-    return Grid(scale=torch.cat(scales), zero_point=zero_point)
+    return Grid(scale=torch.cat(scales), zero_point=zero_point, factor=factor)
+
+
+def scale_factor(
+    weight: Tensor, scheme: TensorScheme, *, mse_clip: bool, importance: Tensor | None = None
+) -> Tensor | None:
+    """What a whole weight's scales are multiples of, [N, 1] float32, where their format has such a number.
+
+    "e4m3": max|w| / (448 × qmax), one for all rows. "shift": a row's largest unclipped scale, or with `mse_clip` the
+    multiple of it whose best shifts have the least (weighted) squared error.
+    """
+    if scheme.scale == "e4m3":
+        step = weight.abs().amax() / (E4M3_MAX * scheme.format.qmax)
+        return (step.clamp_min(SMALLEST_FACTOR) if step > 0 else torch.ones(())).expand(weight.shape[0], 1)
+    if scheme.scale != "shift":
+        return None
+    group = group_size_of(scheme.granularity) or weight.shape[1]
+    weights = None if importance is None else in_groups(importance.to(torch.float32).unsqueeze(0), group)
+    rows = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
+    return torch.cat([_row_factor(in_groups(c, group), scheme, weights, mse_clip) for c in torch.split(weight, rows)])
+
+
+def _row_factor(groups: Tensor, scheme: TensorScheme, importance: Tensor | None, mse_clip: bool) -> Tensor:
+    unit, zero = _unclipped(groups, scheme)
+    used = groups.abs().amax(dim=-1, keepdim=True) > 0
+    largest = _positive(torch.where(used, unit, torch.zeros_like(unit)).amax(dim=1, keepdim=True))
+    largest = largest.clamp_min(SMALLEST_FACTOR)
+    if not mse_clip:
+        return largest.squeeze(-1)
+    form = SCALE_FORMATS[scheme.scale]
+    search = ScaleSearch(groups, unit, _rounding(scheme, zero), importance)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for multiple in ROW_FACTORS:
+        factor = largest * multiple
+        error = search.best_of(form.near(unit, factor, form.steps))[1]
+        found = (error.sqrt() * (unit / largest)).square().sum(dim=1, keepdim=True)
+        better = found < least
+        best, least = torch.where(better, factor, best), torch.where(better, found, least)
+    return best.squeeze(-1)
+
+
+def _nearest_or_best(
+    groups: Tensor, unit: Tensor, factor: Tensor, scheme: TensorScheme, importance: Tensor | None, *, search: bool
+) -> Tensor:
+    form = SCALE_FORMATS[scheme.scale]
+    if not search:
+        return form.near(unit, factor, form.steps[:1])[0]
+    search_in = ScaleSearch(groups, unit, _rounding(scheme, torch.full_like(unit, zero_of(scheme))), importance)
+    return search_in.best_of(form.near(unit, factor, form.steps))[0]
 
 
 def encode(weight: Tensor, grid: Grid, scheme: TensorScheme) -> Tensor:
-    """Codes [N, K] of a weight [N, K] on a grid: round half to even, saturating.
-
-    uint8 for integer formats, float8_e4m3fn for FP8.
-    """
+    """Codes [N, K] of a weight [N, K] on a grid: round half to even, saturating. See `stored_codes`."""
     group = group_size_of(scheme.granularity) or weight.shape[1]
     rows = max(1, CHUNK_ELEMENTS // max(weight.shape[1], 1))
     codes = torch.empty(weight.shape, dtype=code_dtype(scheme.format))
     for start in range(0, weight.shape[0], rows):
         part = slice(start, start + rows)
-        groups = _groups(weight[part], group)
+        groups = in_groups(weight[part], group)
         zero = zero_of(scheme) if grid.zero_point is None else grid.zero_point[part].to(torch.float32).unsqueeze(-1)
         found = to_codes(groups / grid.scale[part].unsqueeze(-1), zero, scheme)
-        codes[part] = found.flatten(1)[:, : weight.shape[1]].to(codes.dtype)
+        codes[part] = stored_codes(found.flatten(1)[:, : weight.shape[1]], scheme.format)
     return codes
 
 
@@ -94,15 +175,17 @@ def decode(codes: Tensor, grid: Grid, scheme: TensorScheme) -> Tensor:
         grid.zero_point,
         group_size=group_size_of(scheme.granularity),
         zero_code=int(zero_of(scheme)),
+        e2m1=scheme.format is FP4_E2M1,
     )
 
 
 def to_codes(ratio: Tensor, zero: Tensor | float, scheme: TensorScheme) -> Tensor:
-    """Codes as float32 numbers for weight / scale; `zero` is added before saturating (0 for float formats)."""
+    """What codes stand for, as float32 numbers, for weight / scale: whole numbers, or small floats. `zero` is added to
+    whole numbers before saturating."""
     fmt = scheme.format
     if fmt.kind == "float":
-        return ratio.clamp(-fmt.qmax, fmt.qmax).to(torch.float8_e4m3fn).to(torch.float32)
-    return ratio.round().add_(zero).clamp_(_lowest_code(scheme), fmt.max_code)
+        return round_e2m1(ratio) if fmt is FP4_E2M1 else cast_e4m3(ratio)
+    return ratio.round().add_(zero).clamp_(lowest_code(scheme), fmt.max_code)
 
 
 def zero_of(scheme: TensorScheme) -> float:
@@ -112,15 +195,22 @@ def zero_of(scheme: TensorScheme) -> float:
 
 def code_dtype(fmt: NumericFormat) -> torch.dtype:
     """The dtype codes are kept in."""
-    return torch.uint8 if fmt.kind == "int" else torch.float8_e4m3fn
+    return torch.float8_e4m3fn if fmt is FP8_E4M3 else torch.uint8
 
 
-def _lowest_code(scheme: TensorScheme) -> int:
+def stored_codes(values: Tensor, fmt: NumericFormat) -> Tensor:
+    """The codes of what `to_codes` found: uint8 for integers and (bit patterns) FP4, float8_e4m3fn for FP8."""
+    return e2m1_codes(values) if fmt is FP4_E2M1 else values.to(code_dtype(fmt))
+
+
+def lowest_code(scheme: TensorScheme) -> int:
+    """The first code in use of an integer format: 1 of symmetric INT8, else 0."""
     narrow = scheme.symmetric and scheme.format.bits == 8
     return 1 if narrow else 0
 
 
-def _groups(rows: Tensor, group: int) -> Tensor:
+def in_groups(rows: Tensor, group: int) -> Tensor:
+    """Rows [n, K] to [n, G, group], a short last group filled up with zeros."""
     short = -rows.shape[1] % group
     if short:
         rows = pad(rows, (0, short))
@@ -136,11 +226,11 @@ def _unclipped(groups: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
     if not scheme.symmetric:
         scale = _positive(high / fmt.max_code - low / fmt.max_code)
         return scale, (-low / scale).round_().clamp_(0, fmt.max_code)
-    below = fmt.zero_code - _lowest_code(scheme) if fmt.kind == "int" else fmt.qmax
+    below = fmt.zero_code - lowest_code(scheme) if fmt.kind == "int" else fmt.qmax
     return _positive(torch.maximum(high / fmt.qmax, -low / below)), zero
 
 
-def _in_16_bits(scale: Tensor) -> Tensor:
+def in_16_bits(scale: Tensor) -> Tensor:
     """Scales rounded to float16 where it holds them with its full precision: one for every group is a cost."""
     rounded = scale.to(torch.float16).to(torch.float32)
     return torch.where((rounded >= SMALLEST_NORMAL_HALF) & rounded.isfinite(), rounded, scale)
@@ -150,35 +240,9 @@ def _positive(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale.clamp_min(SMALLEST_SCALE), torch.ones_like(scale))
 
 
-def _shrink(
-    groups: Tensor, scale: Tensor, zero: Tensor, scheme: TensorScheme, importance: Tensor | None
-) -> Tensor:
-    """The scale with the least (weighted) squared error among the shrunk ones and their least-squares refits."""
-    ratio = groups / scale
-    low, high = _lowest_code(scheme) - zero, scheme.format.max_code - zero
-
-    def rounded(factor: Tensor | float) -> Tensor:
-        return torch.maximum(torch.minimum((ratio / factor).round_(), high), low)
-
-    def error(codes: Tensor, factor: Tensor | float) -> Tensor:
-        square = (codes * factor).sub_(ratio).square_()
-        return (square if importance is None else square.mul_(importance)).sum(dim=-1, keepdim=True)
-
-    best = torch.ones_like(scale)
-    least = error(rounded(1.0), 1.0)
-    for factor in SHRINK_FACTORS[1:]:
-        found = error(rounded(factor), factor)
-        better = found < least
-        best = torch.where(better, torch.full_like(best, factor), best)
-        least = torch.where(better, found, least)
-    for _ in range(REFITS):
-        codes = rounded(best)
-        weighted = codes if importance is None else codes * importance
-        square = (weighted * codes).sum(dim=-1, keepdim=True)
-        refit = (weighted * ratio).sum(dim=-1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
-        usable = (square > 0) & (refit > 0)
-        refit = torch.where(usable, refit, best)
-        found = error(rounded(refit), refit)
-        better = found < least
-        best, least = torch.where(better, refit, best), torch.where(better, found, least)
-    return scale * best
+def _rounding(scheme: TensorScheme, zero: Tensor) -> Callable[[Tensor], Tensor]:
+    """Weights in units of a scale to what their codes stand for."""
+    if scheme.format.kind == "float":
+        return lambda ratio: to_codes(ratio, 0.0, scheme)
+    low, high = lowest_code(scheme) - zero, scheme.format.max_code - zero
+    return lambda ratio: torch.maximum(torch.minimum(ratio.round_(), high), low)

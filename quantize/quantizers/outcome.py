@@ -27,6 +27,5 @@ class Outcome:
 
     def rows(self, start: int, stop: int) -> Outcome:
         """The outcome of output channels start…stop − 1."""
-        zero = self.grid.zero_point
-        grid = Grid(scale=self.grid.scale[start:stop], zero_point=None if zero is None else zero[start:stop])
+        grid = self.grid.rows(start, stop)
         return Outcome(codes=self.codes[start:stop], grid=grid, damp=self.damp, escalations=self.escalations)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +24,31 @@ import torch
 from torch import Tensor, nn
 
 from qtool.errors import UsageError
+from qtool.quantize.architectures import tensor_shapes
+from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.checkpoint import CheckpointWriter, float_tensor
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, NetworkShell, parent_of
+from qtool.quantize.artifacts.quantized_cache import quantize_cache
 from qtool.quantize.artifacts.quantized_linear import InputQuantizer, InputTransform, QuantizedLinear, input_quantizer
 from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.artifacts.statistics import Statistics
-from qtool.quantize.artifacts.weights import WeightSource
-from qtool.quantize.quantizers.calibration import Calibration
+from qtool.quantize.artifacts.tensor_file import row_pieces
+from qtool.quantize.artifacts.weights import WeightSource, read_rows_of
+from qtool.quantize.quantizers.calibration import Calibration, Inputs
+from qtool.quantize.quantizers.head_rows import CodesInFile, dequantized_rows, divisible, quantize_in_rows
 from qtool.quantize.quantizers.hessian import Hessian
+from qtool.quantize.quantizers.input_range import with_input_scales
 from qtool.quantize.quantizers.layers import QuantizedLayer, quantize_linears, static_input_scales
+from qtool.quantize.quantizers.refined_layers import Refinable, refine_layers
 from qtool.quantize.quantizers.report import Ledger, QuantizationReport
+from qtool.quantize.quantizers.run_journal import RunJournal
 
 Progress = Callable[[int, int, str], None]
 
 BLOCKS = "model.layers."
 TIED_HEAD_QUANTIZER = "rtn"
+HEAD_PIECE_ELEMENTS = 2**22  # of a large head
+HEAD_PIECES_PER_FACTOR = 4  # every call of GPTQ factors the Hessian anew
 
 
 def quantize_model(
@@ -49,6 +61,8 @@ def quantize_model(
     writer: CheckpointWriter,
     progress: Progress,
     seed: int = 0,
+    journal: RunJournal | None = None,
+    kv: CacheScheme | None = None,
 ) -> QuantizationReport:
     """Quantize a model.
 
@@ -61,6 +75,9 @@ def quantize_model(
         writer: takes one shard per block and one for the rest.
         progress: called with (linears done, linears, name of the last).
         seed: of random rotations.
+        journal: keeps every finished shard, which the writer then has to write into its folder; a run that finds some
+            continues behind them. None when nothing is to be kept.
+        kv: what the key-value cache will store, so that whatever reads attention is calibrated on it; None: floats.
 
     Raises:
         UsageError: missing tokens or statistics.
@@ -68,7 +85,12 @@ def quantize_model(
     """
     if tokens is None and any(a.needs_calibration for a in assignments.values()):
         raise UsageError("gptq", "needs calibration tokens", "give a text, or use quantizer: rtn")
-    run = _Run(source, assignments, groups, static_input_scales(assignments, statistics), writer, progress, seed)
+    input_scales = static_input_scales(assignments, statistics)
+    lacking = [name for name, a in assignments.items() if a.static_input and name not in input_scales]
+    if tokens is None and lacking:
+        what = f"{lacking[0]}: per_tensor activations"
+        raise UsageError(what, "need measured ranges", "give a text, or run qtool measure and pass --statistics")
+    run = _Run(source, assignments, groups, input_scales, writer, progress, seed, journal, kv)
     with torch.no_grad():
         return run.run(tokens)
 
@@ -85,6 +107,8 @@ class _Run:
         writer: CheckpointWriter,
         progress: Progress,
         seed: int,
+        journal: RunJournal | None,
+        kv: CacheScheme | None,
     ) -> None:
         self._source = source
         self._assignments = dict(assignments)
@@ -93,42 +117,80 @@ class _Run:
         self._writer = writer
         self._progress = progress
         self._seed = seed
+        self._journal = journal
+        self._kv = kv
         self._tied = bool(source.config.get("tie_word_embeddings", False))
         self._blocks = int(source.config["num_hidden_layers"])
+        self._shapes = tensor_shapes(source.config)
         self._ledger = Ledger(assignments)
         self._done = 0
         head = self._assignments[HEAD]
         if self._tied and head.needs_calibration:
             self._assignments[HEAD] = replace(head, quantizer=TIED_HEAD_QUANTIZER)
             self._ledger.note(f"{HEAD} is also the embedding, so it was quantized with {TIED_HEAD_QUANTIZER}")
+        elif self._refines(HEAD):
+            self._assignments[HEAD] = replace(head, quantizer=head.options.start)
+            self._ledger.note(f"{HEAD} is in no block, so it was quantized with {head.options.start}")
+        if kv is not None:
+            kv.check_model(source.config)
+            self._ledger.note(kv.describe(source.config))
 
     def run(self, tokens: npt.NDArray[np.int64] | None) -> QuantizationReport:
-        """A tied head, all blocks, an untied head, and what is left."""
+        """A tied head, all blocks, an untied head, and what is left; what the journal has is not done again."""
+        finished = self._restore()
+        if finished > self._blocks:
+            return self._ledger.report()
         head = self._quantize([HEAD], None) if self._tied else {}
         calibrated = self._calibrated_blocks()
         calibration = None
-        if calibrated:
+        if finished < calibrated or self._head_wants_data:
             assert tokens is not None
-            calibration = Calibration(self._shell(head), tokens)
-        for index in range(self._blocks):
+            calibration = self._calibration(head, tokens)
+        for index in range(finished, self._blocks):
+            advance = False
             if calibration is not None and index < calibrated:
                 advance = index + 1 < calibrated or self._head_wants_data
                 done = self._calibrated_block(index, calibration, advance=advance)
             else:
                 done = self._plain_block(index)
-            self._write(_prefix(index), done)
+            self._write(_prefix(index), done, calibration.hidden if calibration is not None and advance else ())
         if not self._tied:
             hessian = None
-            if calibration is not None and self._head_wants_data:
+            if calibration is not None and self._assignments[HEAD].needs_calibration:
                 hessian = Hessian(HEAD)
                 calibration.final_norms(hessian.add)
-            head = self._quantize([HEAD], hessian)
+            head = self._quantize([HEAD], hessian, None if calibration is None else calibration.final_norms)
+        if calibration is not None:
+            head = with_input_scales(head, calibration.final_norms)
         self._write("", head)
+        if any(isinstance(layer.tensor, CodesInFile) for layer in head.values()):
+            self._codes.unlink()
         return self._ledger.report()
+
+    def _restore(self) -> int:
+        """How many shards an earlier run has written."""
+        steps = self._journal.steps if self._journal else ()
+        for step in steps:
+            self._writer.restore(step["shard"])
+            self._ledger.restore(step["ledger"])
+        blocks = min(len(steps), self._blocks)
+        self._done = blocks * sum(len(group) for group in self._groups)
+        return len(steps)
+
+    def _calibration(self, head: Mapping[str, QuantizedLayer], tokens: npt.NDArray[np.int64]) -> Calibration:
+        calibration = Calibration(self._shell(), tokens, partial(self._embedded, head))
+        if self._journal and (hidden := self._journal.hidden()):
+            calibration.hidden = hidden
+        return calibration
 
     @property
     def _head_wants_data(self) -> bool:
-        return self._assignments[HEAD].needs_calibration
+        return self._wants_inputs(HEAD)
+
+    def _wants_inputs(self, module: str) -> bool:
+        """Whether a linear's true inputs have to be seen: their second moments, or the range of a static scale."""
+        assignment = self._assignments[module]
+        return assignment.needs_calibration or (assignment.static_input and module not in self._input_scales)
 
     def _calibrated_blocks(self) -> int:
         """How many blocks, from the first on, the calibration text has to run through."""
@@ -137,16 +199,21 @@ class _Run:
         needing = [
             index
             for index in range(self._blocks)
-            if any(a.needs_calibration for name, a in self._assignments.items() if name.startswith(_prefix(index)))
+            if any(self._wants_inputs(name) for name in self._assignments if name.startswith(_prefix(index)))
         ]
         return needing[-1] + 1 if needing else 0
 
-    def _shell(self, head: Mapping[str, QuantizedLayer]) -> NetworkShell:
-        shell = NetworkShell(self._source)
-        for layer in head.values():
-            embedding = shell.network.get_submodule(EMBEDDING)
-            embedding.weight = nn.Parameter(layer.tensor.dequantize(), requires_grad=False)
+    def _shell(self) -> NetworkShell:
+        shell = NetworkShell(self._source, without=(EMBEDDING, HEAD))
+        if self._kv is not None:
+            quantize_cache(shell.network, self._kv)
         return shell
+
+    def _embedded(self, head: Mapping[str, QuantizedLayer], numbers: Tensor) -> Tensor:
+        """Rows of the embedding that will run, which is the quantized head where they are tied."""
+        if self._tied and head:
+            return dequantized_rows(head[HEAD].tensor, numbers)
+        return torch.from_numpy(read_rows_of(self._source, f"{EMBEDDING}.weight", numbers.numpy()))
 
     def _plain_block(self, index: int) -> dict[str, QuantizedLayer]:
         done: dict[str, QuantizedLayer] = {}
@@ -158,50 +225,106 @@ class _Run:
         prefix = _prefix(index)
         left = [path for group in self._groups for path in group]
         done: dict[str, QuantizedLayer] = {}
+        refined = [prefix + path for path in left if self._refines(prefix + path)]
+        linears: dict[str, Refinable] = {}
         with calibration.shell.block(index) as block:
+            examples = calibration.examples(block, self._steps(refined)) if refined else []
             for group in self._groups:
                 modules = [prefix + path for path in group]
+                inputs = partial(calibration.inputs_of, block, group[0])
                 hessian = None
                 if any(self._assignments[module].needs_calibration for module in modules):
                     hessian = Hessian(modules[0])
-                    calibration.inputs_of(block, group[0], hessian.add)
-                layers = self._quantize(modules, hessian)
+                    inputs(hessian.add)
+                weights = {prefix + path: block.get_parameter(f"{path}.weight").data for path in group}
+                layers = with_input_scales(self._quantize(modules, hessian, inputs, weights), inputs)
                 _install(block, prefix, layers)
                 done |= layers
+                for module in [module for module in modules if module in refined]:
+                    assert hessian is not None
+                    linears[module] = Refinable(
+                        layer=layers[module],
+                        weight=weights[module],
+                        hessian=hessian.matrix(),
+                        options=self._assignments[module].options,
+                    )
                 left = left[len(group) :]
                 for child in sorted({path.partition(".")[0] for path in group}):
                     if not any(path.partition(".")[0] == child for path in left):
                         calibration.replay(block, child)
+            if refined:
+                calibration.end_replays(block)
+                done |= refine_layers(block, prefix, linears, examples, seed=self._seed + index)
             if advance:
                 calibration.advance(block, prefix.rstrip("."))
         return done
 
-    def _quantize(self, modules: Sequence[str], hessian: Hessian | None) -> dict[str, QuantizedLayer]:
-        """Quantize the linears that read one input, reading their weights from the source."""
+    def _refines(self, module: str) -> bool:
+        assignment = self._assignments[module]
+        return assignment.quantizer == "autoround" and assignment.scheme is not None
+
+    def _steps(self, modules: Sequence[str]) -> int:
+        """How many sequences the refinement of these linears can meet."""
+        options = [self._assignments[module].options for module in modules]
+        return max(each.iterations * each.batch for each in options)
+
+    def _quantize(
+        self,
+        modules: Sequence[str],
+        hessian: Hessian | None,
+        inputs: Inputs | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, QuantizedLayer]:
+        """Quantize the linears that read one input, reading their weights from the source where they are not given."""
         assignments = [self._assignments[module] for module in modules]
-        weights = {a.module: self._weight(a.module) for a in assignments if a.scheme is not None}
         matrix = None if hessian is None else hessian.matrix()
-        layers = quantize_linears(assignments, weights, matrix, self._input_scales, self._seed)
+
+        def quantize(given: Mapping[str, Tensor]) -> dict[str, QuantizedLayer]:
+            return quantize_linears(assignments, given, matrix, self._input_scales, self._seed, inputs)
+
+        piece = HEAD_PIECE_ELEMENTS * (1 if hessian is None else HEAD_PIECES_PER_FACTOR)
+        pieces = list(row_pieces(self._shapes[self._weight(modules[0])], piece=piece))
+        if list(modules) == [HEAD] and len(pieces) > 1 and divisible(assignments[0]):
+            layers = {HEAD: quantize_in_rows(pieces, self._read_head, lambda w: quantize({HEAD: w})[HEAD], self._codes)}
+        else:
+            names = [a.module for a in assignments if a.scheme is not None]
+            read = {name: torch.from_numpy(self._source.read(self._weight(name))) for name in names if not weights}
+            layers = quantize(weights or read)
         self._done += len(modules)
         self._progress(self._done, len(self._assignments), modules[-1])
         return layers
 
-    def _weight(self, module: str) -> Tensor:
-        tied_head = module == HEAD and self._tied
-        return torch.from_numpy(self._source.read(f"{EMBEDDING if tied_head else module}.weight"))
+    def _weight(self, module: str) -> str:
+        return f"{EMBEDDING if module == HEAD and self._tied else module}.weight"
 
-    def _write(self, prefix: str, layers: Mapping[str, QuantizedLayer]) -> None:
-        """One shard: the quantized linears, and the tensors under `prefix` ("": outside all blocks) left in float."""
-        replaced = {f"{EMBEDDING if m == HEAD and self._tied else m}.weight" for m in layers}
+    def _read_head(self, rows: slice) -> Tensor:
+        return torch.from_numpy(self._source.read_rows(self._weight(HEAD), rows.start, rows.stop))
+
+    @property
+    def _codes(self) -> Path:
+        """Where a large head's codes lie until they are written."""
+        return self._writer.folder / "head.codes"
+
+    def _write(self, prefix: str, layers: Mapping[str, QuantizedLayer], hidden: Sequence[Tensor] = ()) -> None:
+        """One shard: the quantized linears, and the tensors under `prefix` ("": outside all blocks) left in float.
+
+        Args:
+            prefix: of the shard's modules.
+            layers: the linears by module.
+            hidden: what the next block reads, for the journal.
+        """
+        replaced = {self._weight(module) for module in layers}
         names = [n for n in self._source.names() if n not in replaced and n.startswith(prefix)]
         if not prefix:
             names = [n for n in names if not n.startswith(BLOCKS)]
-        floats = {name: float_tensor(self._source, name) for name in names}
-        self._writer.add({module: layer.tensor for module, layer in layers.items()}, floats)
+        floats = {name: float_tensor(self._source, name, self._shapes[name]) for name in names}
+        shard = self._writer.add({module: layer.tensor for module, layer in layers.items()}, floats)
         for module, layer in layers.items():
             self._ledger.quantized(module, layer.tensor, layer.record)
         for name, tensor in floats.items():
             self._ledger.kept(name, tensor)
+        if self._journal:
+            self._journal.save(shard, self._ledger.take(), hidden)
 
 
 def _prefix(index: int) -> str:

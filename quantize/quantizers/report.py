@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.rule import Assignment
+from qtool.quantize.artifacts.tensor_file import Streamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class LayerRecord:
         output_error: tr(E H Eᵀ) / tr(W H Wᵀ) on the calibration inputs; None when none were needed.
         damp: GPTQ's damping as a fraction of mean(diag H); None without a Hessian.
         escalations: how often the damping was multiplied by ten.
+        refined: the block's output error after its refinement, by that before it, on some of the calibration text;
+            None where nothing was refined.
     """
 
     quantizer: str
@@ -30,6 +33,7 @@ class LayerRecord:
     output_error: float | None
     damp: float | None
     escalations: int
+    refined: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ class Ledger:
         self._layers: dict[str, LayerRecord] = {}
         self._notes: list[str] = []
         self._sites: set[str] = set()
+        self._taken: tuple[int, int] = (0, 0)
 
     def quantized(self, module: str, tensor: QuantizedTensor, record: LayerRecord) -> None:
         """A quantized linear was written."""
@@ -96,9 +101,27 @@ class Ledger:
         self._quantized[module] = (str(tensor.scheme), prod(tensor.shape), bits)
         self._layers[module] = record
 
-    def kept(self, name: str, tensor: Tensor) -> None:
+    def kept(self, name: str, tensor: Tensor | Streamed) -> None:
         """A tensor was written in float."""
         self._floats[name] = (tensor.numel(), tensor.numel() * tensor.element_size() * 8)
+
+    def take(self) -> dict[str, Any]:
+        """What was written since the last call, as plain data for `restore`. A site's linears are taken together."""
+        quantized, floats = self._taken
+        self._taken = len(self._quantized), len(self._floats)
+        modules = list(self._quantized)[quantized:]
+        return {
+            "quantized": {module: list(self._quantized[module]) for module in modules},
+            "layers": {module: asdict(self._layers[module]) for module in modules},
+            "floats": {name: list(self._floats[name]) for name in list(self._floats)[floats:]},
+        }
+
+    def restore(self, taken: Mapping[str, Any]) -> None:
+        """Add what an earlier run's `take` gave."""
+        self._quantized |= {module: (str(s), int(n), int(bits)) for module, (s, n, bits) in taken["quantized"].items()}
+        self._layers |= {module: LayerRecord(**record) for module, record in taken["layers"].items()}
+        self._floats |= {name: (int(n), int(bits)) for name, (n, bits) in taken["floats"].items()}
+        self._taken = len(self._quantized), len(self._floats)
 
     def note(self, text: str) -> None:
         """A rule was applied without being asked for."""

@@ -19,7 +19,8 @@ class Quantizer:
     """One row of the table.
 
     Attributes:
-        quantize: (weight [N, K], Hessian [K, K] or None, scheme, options) to codes and grid; rows are independent.
+        quantize: (weight [N, K], Hessian [K, K] or None, scheme, options) to codes and grid; rows are independent,
+            but for the one factor that NVFP4 scales have.
         needs_hessian: False for quantizers that look at no data.
     """
 
@@ -27,7 +28,11 @@ class Quantizer:
     needs_hessian: bool
 
 
+START = {"rtn": rtn, "gptq": gptq}
+
 QUANTIZERS: dict[str, Quantizer] = {
     "rtn": Quantizer(quantize=rtn, needs_hessian=False),
     "gptq": Quantizer(quantize=gptq, needs_hessian=True),
+    # Where it starts; a block is refined when all its linears are there.
+    "autoround": Quantizer(quantize=lambda *given: START[given[-1].start](*given), needs_hessian=True),
 }

@@ -65,6 +65,10 @@ class BlockHadamard:
         """rows [..., K] × R, in the dtype of the rows."""
         return apply(rows, hadamard_plan(len(self.signs), block=self.block), self.signs)
 
+    @property
+    def online_products(self) -> int:
+        return len(self.signs) * self.block
+
     def input(self, x: Tensor) -> Parts:
         return self.rotate(x), None
 

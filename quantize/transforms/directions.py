@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from qtool.errors import InputRefused
+from qtool.quantize.transforms.once_per_input import OncePerInput
+
+# A planner asks for several ranks of one second moment.
+_eigenvectors = OncePerInput(lambda moment: torch.linalg.eigh(moment.double()).eigenvectors)
 
 
 def second_moment_of(x: Tensor, *, normalised: bool = False) -> Tensor:
@@ -34,8 +38,7 @@ def leading_directions(second_moment: Tensor, rank: int) -> Tensor:
         raise InputRefused(f"rank {rank}", f"is not between 1 and the width {width}", "choose another rank")
     if not bool(torch.isfinite(second_moment).all()):
         raise InputRefused("second moment", "is not finite", "calibrate again")
-    vectors = torch.linalg.eigh(second_moment.double()).eigenvectors[:, -rank:].flip(1)
-    return with_fixed_signs(vectors)
+    return with_fixed_signs(_eigenvectors(second_moment)[:, -rank:].flip(1))
 
 
 def with_fixed_signs(columns: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ class Quad:
     def side_width(self) -> int:
         return int(self.directions.shape[1])
 
+    @property
+    def online_products(self) -> int:
+        return 2 * self.directions.numel() + self.rotation.online_products
+
     def input(self, x: Tensor) -> Parts:
         side = side_columns(x, self.directions)
         return self.rotation.rotate(x - side @ self.directions.T), side

@@ -44,22 +44,43 @@ class RuntimeSmooth:
         rule: how a channel's range is taken.
         order: frozen channel order int64 [K], or None.
         sort_live: sort by the request's own ranges (a gather of the weight per request); excludes `order`.
+        clip: a token's range is this share of its largest smoothed value.
     """
 
     group_size: int
     rule: RangeRule = PUBLISHED
     order: Tensor | None = None
     sort_live: bool = False
+    clip: float = 1.0
 
     def quantize(self, x: Tensor) -> SmoothedCodes:
         """x [..., T, K] to codes; each [T, K] is one request."""
         ranges = channel_ranges(x, self.rule)
         order = sorted_channels(ranges) if self.sort_live else self.order
-        return quantize_smoothed(x, smooth_factors(ranges, self.group_size, order), order=order)
+        return quantize_smoothed(x, smooth_factors(ranges, self.group_size, order), order=order, clip=self.clip)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """What the product really multiplies, [..., T, K]."""
         return smoothed_values(self.quantize(x))
+
+
+def smooth_request(x: Tensor, group_size: int, rule: RangeRule, *, clip: float = 1.0) -> Tensor:
+    """x [B, T, K] as the INT4 product of a smoothed layer sees it; each [T, K] is one request, and its channels stay in
+    their order. At T = 1 it is INT4 per token and block, whatever the rule.
+
+    Raises:
+        InputRefused: for rows that may be of several requests, and a width that does not divide.
+    """
+    if x.dim() < 3 and x.shape[0] > 1:
+        why = "reads rows of several requests at once, so none has factors of its own"
+        raise InputRefused("a linear with runtime_smooth", why, "use runtime_smooth: frozen for it")
+    _require_tiles(x.shape[-1], group_size)
+    return RuntimeSmooth(group_size=group_size, rule=rule, clip=clip).fake_quantize(x)
+
+
+def _require_tiles(width: int, group_size: int) -> None:
+    if width % group_size:
+        raise InputRefused(f"width {width}", f"does not divide by {group_size}", "choose another group size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +123,17 @@ def frozen_smooth(x: Tensor, group_size: int, rule: RangeRule = FROZEN, *, sort:
     Raises:
         InputRefused: when the width does not divide, or an input is not finite.
     """
-    if x.shape[-1] % group_size:
-        raise InputRefused(f"width {x.shape[-1]}", f"does not divide by {group_size}", "choose another group size")
+    _require_tiles(x.shape[-1], group_size)
     if not bool(torch.isfinite(x).all()):
         raise InputRefused("calibration inputs", "are not finite", "check the model's weights")
     tokens = x.reshape(-1, x.shape[-1])
     order = sorted_channels(channel_ranges(tokens, rule)) if sort else None
-    factors = smooth_factors(channel_ranges(tile_maxima(tokens, group_size, order), rule), 1)
+    return FrozenSmooth(factors=frozen_factors(tile_maxima(tokens, group_size, order), rule), order=order)
+
+
+def frozen_factors(maxima: Tensor, rule: RangeRule = FROZEN) -> Tensor:
+    """One factor for every tile, from the largest |x| of each token in each tile: [tokens, G] to [G]."""
+    factors = smooth_factors(channel_ranges(maxima, rule), 1)
     # A tile that calibration never excited must not divide by almost nothing.
     floor = factors.max() * 2.0**-10
-    return FrozenSmooth(factors=factors.clamp_min(float(floor)) if floor > 2.0**-90 else factors * 0 + 1, order=order)
+    return factors.clamp_min(float(floor)) if floor > 2.0**-90 else factors * 0 + 1

@@ -35,6 +35,11 @@ class SiteTransform(Protocol):
         """r: columns of the side product, 0 without one."""
         ...
 
+    @property
+    def online_products(self) -> int:
+        """Multiply-accumulates per token of `input`."""
+        ...
+
     def input(self, x: Tensor) -> Parts:
         """x [..., K] to main [..., K'] and side [..., r] or None."""
         ...

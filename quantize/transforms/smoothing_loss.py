@@ -13,6 +13,7 @@ from torch import Tensor
 from qtool.quantize.transforms.transformed_source import Float64Array
 
 Quantize = Callable[[Tensor], Tensor]
+QUIET = 1e-3  # of the median row: a smaller row counts as one of this size
 
 
 def aqas_loss(
@@ -22,6 +23,7 @@ def aqas_loss(
     *,
     quantize_weight: Quantize,
     quantize_activation: Quantize,
+    each_row: bool = False,
 ) -> float:
     """mean ‖Qa(x / s) Qw(W diag(s))ᵀ − x Wᵀ‖² over sample rows, relative to mean ‖x Wᵀ‖².
 
@@ -31,11 +33,15 @@ def aqas_loss(
         rows: x [n, C] float32, a sample of the site's inputs.
         quantize_weight: fake quantizer of a weight.
         quantize_activation: fake quantizer of rows.
+        each_row: the mean of every row's own ratio instead, so that rows of any size count alike.
     """
     scale = torch.from_numpy(factors).to(weight.dtype)
     wanted = rows @ weight.T
     error = quantize_activation(rows / scale) @ quantize_weight(weight * scale).T - wanted
-    return float(error.double().square().mean() / wanted.double().square().mean())
+    lost, whole = error.double().square().mean(dim=1), wanted.double().square().mean(dim=1)
+    if not each_row:
+        return float(lost.mean() / whole.mean())
+    return float((lost / whole.clamp_min(float(whole.median()) * QUIET)).mean())
 
 
 def aqas_loss_of_moment(

@@ -40,11 +40,15 @@ def smoothquant_sites(
     return factors
 
 
+def site_readers(place: Place) -> tuple[str, ...]:
+    """The linears that read one site."""
+    return (place.reader,) if isinstance(place, EdgePlace) else place.readers
+
+
 def reader_weights(source: WeightSource, place: Place) -> list[FloatArray]:
     """The weights [N_i, C] of all linears that read one site; a tied head reads through the embedding."""
-    readers = (place.reader,) if isinstance(place, EdgePlace) else place.readers
     spine, names = architecture_of(source.config).spine, set(source.names())
-    stored = (reader if f"{reader}.weight" in names else spine.embedding for reader in readers)
+    stored = (reader if f"{reader}.weight" in names else spine.embedding for reader in site_readers(place))
     return [source.read(f"{linear}.weight") for linear in stored]
 
 

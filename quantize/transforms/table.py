@@ -12,8 +12,9 @@ from qtool.quantize.transforms.block_hadamard import BlockHadamard
 from qtool.quantize.transforms.divide_channels import DivideChannels
 from qtool.quantize.transforms.quad import Quad
 from qtool.quantize.transforms.site_transform import SiteTransform
+from qtool.quantize.transforms.then_divide import ThenDivide
 
-SITE_TRANSFORMS: dict[str, type[SiteTransform]] = {t.kind: t for t in (BlockHadamard, Quad, DivideChannels)}
+SITE_TRANSFORMS: dict[str, type[SiteTransform]] = {t.kind: t for t in (BlockHadamard, Quad, DivideChannels, ThenDivide)}
 
 
 def site_transform_from(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SiteTransform:

@@ -142,6 +142,16 @@ class TransformedSource:
             step.into(array)
         return array
 
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows start … stop − 1 of a tensor; the whole is read where a step mixes rows."""
+        steps = self._changes.steps.get(name, ())
+        if any(step.along == "rows" for step in steps):
+            return np.ascontiguousarray(self.read(name)[start:stop])
+        array = self.parent.read_rows(self._changes.origins.get(name, name), start, stop)
+        for step in steps:
+            step.into(array)
+        return array
+
     def second_moment(self, linear: str, moment: Float64Array) -> Float64Array:
         """E[x xᵀ] of what a linear reads here, from that of the untransformed model: exact, nothing is collected again.
 

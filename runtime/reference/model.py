@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint, QuantizedTensor
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, load_network, replace_module
+from qtool.quantize.artifacts.quantized_cache import quantize_cache
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 from qtool.runtime.session import IntArray, check_tokens
@@ -19,7 +20,7 @@ NOISE = 1e-6
 
 
 def load_reference(source: WeightSource) -> PreTrainedModel:
-    """The network of a float model, or of a checkpoint with its quantized linears in place.
+    """The network of a float model, or of a checkpoint with its quantized linears and its cache's codes in place.
 
     A quantized linear's float weight is never read. A tied quantized head serves the embedding too: its rows are
     dequantized, as the exported graph's lookup does.
@@ -37,6 +38,8 @@ def load_reference(source: WeightSource) -> PreTrainedModel:
     if shared:
         embedding = network.get_submodule(EMBEDDING)
         embedding._parameters["weight"] = network.lm_head.weight
+    if source.kv is not None:
+        quantize_cache(network, source.kv)
     return network
 
 
@@ -44,13 +47,19 @@ def _quantized(weight: QuantizedTensor, linear: nn.Module) -> QuantizedLinear:
     return QuantizedLinear(weight, linear.bias)  # type: ignore[arg-type]
 
 
+def _kind(source: WeightSource) -> str:
+    if not isinstance(source, QuantizedCheckpoint):
+        return "float32"
+    weights = "quantized" if source.schemes else "float32"
+    return weights if source.kv is None else f"{weights}, {source.kv}"
+
+
 class ReferenceSession:
     """`Session` over the eager network, any batch, on the CPU."""
 
     def __init__(self, source: WeightSource) -> None:
-        quantized = isinstance(source, QuantizedCheckpoint) and bool(source.schemes)
         self._network: Any = load_reference(source)
-        self._description = f"torch reference, {'quantized' if quantized else 'float32'}"
+        self._description = f"torch reference, {_kind(source)}"
         self._noise: torch.Generator | None = None
         self._seed: int | None = None
         self.reset()

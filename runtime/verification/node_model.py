@@ -1,21 +1,22 @@
-"""One node of a package's graph as an ONNX model of its own, with the package's own initializers.
+"""Nodes of a package's graph, one or a few, run on their own with the package's own initializers.
 
 Only files inside the package are read: a tensor stored elsewhere, or beyond the end of its file, is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from qtool.errors import InputRefused
 from qtool.quantize.artifacts.weights import FloatArray
-from qtool.runtime.ort.session import MODEL, session_options
+from qtool.runtime.ort.session import MODEL
+from qtool.runtime.verification.segment import nodes_between, open_segment
 
 # Where each lowered operator takes what is not a constant: (input index, type).
 DYNAMIC_INPUTS: dict[str, tuple[int, ir.DataType]] = {
@@ -42,6 +43,8 @@ class PackageGraph:
         for value in self._model.graph.initializers.values():
             _check_inside(folder, value)
         self._nodes = {str(n.name): n for n in self._model.graph if n.op_type in DYNAMIC_INPUTS}
+        made = (value for node in self._model.graph for value in node.outputs if value.name)
+        self._values = {str(value.name): value for value in (*self._model.graph.inputs, *made)}
 
     @property
     def lowered(self) -> dict[str, str]:
@@ -74,56 +77,59 @@ class PackageGraph:
         assert table is not None and table.const_value is not None
         return int(table.const_value.shape[0])  # type: ignore[arg-type]
 
+    def surrounded(self, name: str) -> tuple[str, str]:
+        """The names of what a node reads and of what it hands out."""
+        node = self._nodes[name]
+        x = node.inputs[DYNAMIC_INPUTS[node.op_type][0]]
+        return str(x.name) if x is not None else "", str(node.outputs[0].name)
+
+    def between(self, inputs: Mapping[str, FloatArray], output: str) -> FloatArray:
+        """What the nodes between some values make of them.
+
+        Args:
+            inputs: by the value's name, [M, width] float32.
+            output: a value's name.
+
+        Returns:
+            [M, width] float32; the first row was computed alone.
+
+        Raises:
+            InputRefused: when the output is not made of these values and of constants alone, see `open_segment`.
+        """
+        types = {self._value(name): ir.DataType.FLOAT for name in inputs}
+        session = open_segment(self._path, self._model, types, self._value(output), self._threads)
+        feeds = {f"x{i}": x[None] for i, x in enumerate(inputs.values())}
+        together: FloatArray = session.run(None, feeds)[0][0]
+        alone = session.run(None, {name: x[:, :1] for name, x in feeds.items()})[0][0]
+        return np.concatenate([alone, together[1:]])
+
+    def readers(self, name: str) -> int:
+        """How many nodes read a value; the graph itself is one that reads its outputs."""
+        value = self._value(name)
+        return len(value.consumers()) + value.is_graph_output()
+
+    def read_between(self, name: str, inputs: Sequence[str], output: str) -> bool:
+        """Whether a value is read by one node alone, one of those that make the output of the inputs."""
+        inside = nodes_between(self._path, {self._value(x): None for x in inputs}, self._value(output))
+        users = self._value(name).consumers()
+        return self.readers(name) == 1 and len(users) == 1 and users[0] in inside
+
+    def _value(self, name: str) -> ir.Value:
+        if name not in self._values:
+            raise InputRefused(f"{self._path}: {name}", "is no value of the graph", "export the package again")
+        return self._values[name]
+
     def _session(self, name: str) -> Any:
         node = self._nodes[name]
         index, dtype = DYNAMIC_INPUTS[node.op_type]
-        inputs: list[ir.Value | None] = []
-        constants: list[ir.Value] = []
-        for i, value in enumerate(node.inputs):
-            if i == index:
-                inputs.append(ir.Value(name="x", type=ir.TensorType(dtype), shape=_dynamic_shape(node.op_type)))
-                continue
-            copy = None if value is None else self._constant(name, i, value)
-            inputs.append(copy)
-            constants += [] if copy is None else [copy]
-        alone = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), name="node")
-        alone.outputs[0].name = "y"
-        alone.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        dynamic = inputs[index]
-        assert dynamic is not None
-        graph = ir.Graph(
-            [dynamic],
-            [alone.outputs[0]],
-            nodes=[alone],
-            initializers=constants,
-            opset_imports=dict(self._model.graph.opset_imports),
-            name="one_node",
-        )
-        data = ir.to_proto(ir.Model(graph, ir_version=self._model.ir_version)).SerializeToString()
-        try:
-            return ort.InferenceSession(data, session_options(self._threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's exceptions share no base class
-            raise InputRefused(f"{self._path}: {name}", "ONNX Runtime refuses the node", "export again") from error
-
-    def _constant(self, node: str, index: int, value: ir.Value) -> ir.Value:
-        if value.const_value is None:
-            raise InputRefused(f"{self._path}: {node}", f"input {index} is not stored in the model", "export again")
-        try:
-            array = value.const_value.numpy().copy()
-        except (ValueError, OSError) as error:
-            raise InputRefused(f"{self._path}: {value.name}", "cannot be read", "export again") from error
-        tensor = ir.tensor(array, dtype=value.const_value.dtype, name=f"constant_{index}")
-        return ir.Value(
-            name=f"constant_{index}", type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-        )
-
-
-def _dynamic_shape(op_type: str) -> ir.Shape:
-    return ir.Shape(["M", None] if op_type == "MatMulNBits" else ["M"])
+        x = node.inputs[index]
+        if x is None:
+            raise InputRefused(f"{self._path}: {name}", "reads nothing", "export the package again")
+        return open_segment(self._path, self._model, {x: dtype}, node.outputs[0], self._threads)
 
 
 def _run(session: Any, x: npt.NDArray[Any]) -> FloatArray:
-    out: FloatArray = session.run(None, {"x": x})[0]
+    out: FloatArray = session.run(None, {"x0": x})[0]
     return out
 
 

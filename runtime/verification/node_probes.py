@@ -79,12 +79,16 @@ def make_probe(name: str, node: Mapping[str, Any], checkpoint: QuantizedCheckpoi
 def probe_error(graph: PackageGraph, name: str, probe: NodeProbe) -> float:
     """The largest error of a node's channels relative to their bound; NaN or infinite when the node is broken."""
     x = probe_inputs(name, probe.columns, probe.block_size, probe.exponents)
-    actual = graph.multiply(name, x)
-    if actual.shape != probe.expected.shape:
+    return relative_error(graph.multiply(name, x), probe.expected, probe.bound)
+
+
+def relative_error(actual: FloatArray, expected: FloatArray, bound: FloatArray) -> float:
+    """The largest |actual − expected| of [M, N] relative to its channel's bound [N]; infinite for another shape."""
+    if actual.shape != expected.shape:
         return float("inf")
-    error = np.abs(actual.astype(np.float64) - probe.expected).max(axis=0)
-    bound = probe.bound.astype(np.float64)
-    relative = np.divide(error, bound, out=np.where(error == 0, 0.0, np.inf), where=bound > 0)
+    error = np.abs(actual.astype(np.float64) - expected).max(axis=0)
+    wide = bound.astype(np.float64)
+    relative = np.divide(error, wide, out=np.where(error == 0, 0.0, np.inf), where=wide > 0)
     return float(relative.max())
 
 

@@ -17,9 +17,12 @@ from qtool.quantize.artifacts.weights import FloatArray
 from qtool.runtime.session import IntArray
 from qtool.runtime.verification.node_probes import NodeProbe
 from qtool.runtime.verification.noise_floor import NoiseFloor
+from qtool.runtime.verification.online_probes import OnlineProbe
 
 FILE = "probes.safetensors"
-FORMAT = 1
+# 2 has the surroundings of nodes; 1 is read as a package without any.
+FORMAT, READABLE = 2, (1, 2)
+ONLINE_ARRAYS = ("main", "main_bound", "output", "output_bound")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,14 @@ class Probes:
     """Everything verification compares with.
 
     Attributes:
-        nodes: by node name.
+        nodes: by node name; online: the surroundings of those that have some.
         tokens: ids [B, T] that the whole model was compared on.
         reference_losses: [B, T − 1] float32 of the torch reference.
         floor: noise over all of `tokens`; decode_floor: over the tokens of the decode check.
     """
 
     nodes: Mapping[str, NodeProbe]
+    online: Mapping[str, OnlineProbe]
     tokens: IntArray
     reference_losses: FloatArray
     floor: NoiseFloor
@@ -53,9 +57,13 @@ def write_probes(folder: Path, probes: Probes) -> None:
         arrays |= {f"{name}#expected": probe.expected, f"{name}#bound": probe.bound}
         arrays[f"{name}#exponents"] = probe.exponents
         shapes[name] = [probe.columns, probe.block_size]
+    around = {}
+    for name, surroundings in probes.online.items():
+        arrays |= {f"{name}#{part}": getattr(surroundings, part) for part in ONLINE_ARRAYS}
+        around[name] = [surroundings.columns, surroundings.block_size]
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # One key only: safetensors writes several in an order that changes from run to run.
-    header = json.dumps({"format": FORMAT, "nodes": shapes}, sort_keys=True)
+    header = json.dumps({"format": FORMAT, "nodes": shapes, "online": around}, sort_keys=True)
     save_file(contiguous, folder / FILE, metadata={"qtool": header})
 
 
@@ -71,9 +79,10 @@ def read_probes(folder: Path) -> Probes:
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get("qtool", "{}"))
-            if header.get("format") != FORMAT:
+            if header.get("format") not in READABLE:
                 raise InputRefused(path, "has another format", "export the package again with this qtool")
             shapes: dict[str, list[int]] = header["nodes"]
+            around: dict[str, list[int]] = header.get("online", {})
             return Probes(
                 nodes={
                     name: NodeProbe(
@@ -84,6 +93,14 @@ def read_probes(folder: Path) -> Probes:
                         bound=file.get_tensor(f"{name}#bound"),
                     )
                     for name, (columns, block_size) in sorted(shapes.items())
+                },
+                online={
+                    name: OnlineProbe(
+                        columns=columns,
+                        block_size=block_size,
+                        **{part: file.get_tensor(f"{name}#{part}") for part in ONLINE_ARRAYS},
+                    )
+                    for name, (columns, block_size) in sorted(around.items())
                 },
                 tokens=file.get_tensor("tokens"),
                 reference_losses=file.get_tensor("reference_losses"),

@@ -32,6 +32,29 @@ def test_steps_and_files_are_there_again(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_files_that_the_caller_wrote_are_kept_and_handed_over(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "aa")
+    (journal.folder / "shard").write_bytes(b"large")
+    journal.append(1, {}, written=["shard"])
+    again = Journal(tmp_path, "aa")
+    assert (again.note, again.read("shard")) == ("", b"large")
+    again.release(["shard"])
+    assert (tmp_path / "shard").read_bytes() == b"large"
+    assert Journal(tmp_path, "aa").steps == [1]  # until the output is committed, nothing is lost
+
+
+def test_a_file_system_without_links_hands_over_by_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    journal = Journal(tmp_path, "aa")
+    journal.append(1, {"shard": b"large"})
+    monkeypatch.setattr(os, "link", refuse)
+    journal.release(["shard"])
+    assert (tmp_path / "shard").read_bytes() == b"large"
+    assert "dropped" in Journal(tmp_path, "aa").note
+
+
 def test_a_fresh_one_is_empty(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "aa")
     assert (journal.steps, journal.note) == ([], "")

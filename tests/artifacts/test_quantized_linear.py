@@ -7,6 +7,7 @@ from weakref import ref
 import pytest
 import torch
 
+from qtool.kernels.dequantize_weight import widen_to_e4m3
 from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.quantized_linear import InputQuantizer, QuantizedLinear
 from qtool.quantize.artifacts.scheme import layer_scheme
@@ -21,6 +22,7 @@ def make(name: str, **options: object) -> QuantizedTensor:
     return QuantizedTensor(
         codes=encode(weight, grid, scheme.weight),
         scale=grid.scale,
+        scale_factor=grid.factor,
         zero_point=grid.zero_point,
         input_scale=torch.tensor(0.02) if static else None,
         scheme=scheme,
@@ -70,6 +72,38 @@ def test_fp8_rounds_the_input_to_eight_bits() -> None:
     x = torch.zeros(1, 70)
     x[0, :3] = torch.tensor([448.0, 17.0, 300.0])
     assert linear.quantize(x)[0, :3].tolist() == [448.0, 16.0, 288.0]
+
+
+BLOCKS = torch.tensor([[7.5, 3.2, -1.1, 0.3] + [0.0] * 28 + [448.0, 17.0, 300.0, 1.0] + [0.0] * 34])
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ({"name": "W4A8_FP"}, [7.5, 3.25, -1.125, 0.3125], [448.0, 16.0, 288.0, 1.0]),
+        ({"name": "W4A8_FP", "activation": "per_token_group", "group_size": 32}, None, [448.0, 16.0, 288.0, 1.0]),
+        ({"name": "MXFP4A8"}, [7.5, 3.25, -1.125, 0.3125], [448.0, 16.0, 288.0, 1.0]),
+        ({"name": "MXFP4"}, [8.0, 3.0, -1.0, 0.0], [512.0, 0.0, 256.0, 0.0]),
+        ({"name": "NVFP4"}, [7.5, 3.75, -1.25, 0.0], [448.0, 0.0, 298.6667, 0.0]),
+    ],
+)
+def test_float_activations_by_hand(
+    options: dict[str, object], first: list[float] | None, second: list[float]
+) -> None:
+    quantize = QuantizedLinear(make(**options), None).quantize  # type: ignore[arg-type]
+    found = quantize(BLOCKS)[0]
+    if first is not None:
+        torch.testing.assert_close(found[:4], torch.tensor(first))
+    torch.testing.assert_close(found[32:36], torch.tensor(second))
+
+
+def test_shifted_fp4_weights_compute_what_fp8_weights_compute() -> None:
+    tensor, x = make("W4A8_FP", scale="shift"), torch.randn(7, 70, generator=torch.Generator().manual_seed(3))
+    codes, scale = widen_to_e4m3(tensor.codes, tensor.scale, group_size=64, zero_code=0, e2m1=True)
+    fp8 = QuantizedTensor(
+        codes=codes, scale=scale, zero_point=None, input_scale=None, scheme=layer_scheme("FP8_DYNAMIC")
+    )
+    assert torch.equal(QuantizedLinear(tensor, None)(x), QuantizedLinear(fp8, None)(x))
 
 
 def test_shared_inputs_are_quantized_once_and_never_stale() -> None:

@@ -21,6 +21,8 @@ MODULES = ["model.layers.0.mlp.down_proj", "lm_head"]
         ("W4A16", {}, "None"),
         ("FP8_DYNAMIC", {}, "None"),
         ("W4A8", {"ignore": ["lm_head"]}, "None"),
+        ("W4A8_FP", {"scale": "shift", "lm_head": "W8A8"}, "W8A8 g64 act per_token"),
+        ("NVFP4", {"lm_head": "W8A8"}, "W8A8 g16 act per_token_group"),
     ],
 )
 def test_the_head(scheme: str, options: dict[str, object], head: str) -> None:

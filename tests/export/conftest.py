@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import stage
+from qtool.quantize.transforms.block_hadamard import BlockHadamard
+from qtool.quantize.transforms.directions import second_moment_of
+from qtool.quantize.transforms.divide_channels import DivideChannels
+from qtool.quantize.transforms.low_rank import LowRank, low_rank
+from qtool.quantize.transforms.quad import quad
+from qtool.quantize.transforms.site_transform import SiteTransform
+from qtool.quantize.transforms.then_divide import ThenDivide
+
+Around = Callable[[str, int], Mapping[str, Any]]
 
 
 class FolderSource:
@@ -76,8 +86,30 @@ def round_to_nearest(weight: torch.Tensor, scheme: LayerScheme) -> QuantizedTens
     )
 
 
+def surrounded(
+    weight: torch.Tensor, scheme: LayerScheme, *, site: str, transform: SiteTransform | None, rank: int
+) -> QuantizedTensor:
+    """`round_to_nearest` behind a transform, with a low-rank correction of this rank; side products in 16 bits."""
+    main, side = (weight, None) if transform is None else transform.weight(weight)
+    rounded = round_to_nearest(main, scheme)
+    correction = None
+    if rank:
+        found = low_rank(main - rounded.dequantize(), rank)
+        correction = LowRank(up=found.up.half().float(), down=found.down.half().float())
+    return replace(
+        rounded,
+        transform=transform,
+        site=site if transform is not None else "",
+        side=None if side is None else side.half().float(),
+        low_rank=correction,
+    )
+
+
 def write_checkpoint(
-    source: FolderSource, output: Path, scheme_of: Callable[[str], LayerScheme | None]
+    source: FolderSource,
+    output: Path,
+    scheme_of: Callable[[str], LayerScheme | None],
+    around: Around = lambda module, columns: {"site": "", "transform": None, "rank": 0},
 ) -> QuantizedCheckpoint:
     with stage(output) as staging:
         writer = CheckpointWriter(staging.path, source.config)
@@ -87,7 +119,8 @@ def write_checkpoint(
             scheme = scheme_of(module)
             if scheme is not None:
                 name = source.weight_name(module)
-                quantized[module] = round_to_nearest(torch.from_numpy(source.read(name)), scheme)
+                weight = torch.from_numpy(source.read(name))
+                quantized[module] = surrounded(weight, scheme, **around(module, weight.shape[1]))
                 floats.remove(name)
         writer.add(quantized, {name: torch.from_numpy(source.read(name)) for name in sorted(floats)})
         staging.commit(Manifest(kind="checkpoint", details=writer.details))
@@ -101,11 +134,14 @@ def source_of() -> Callable[[Path], FolderSource]:
 
 @pytest.fixture
 def quantize(tmp_path: Path) -> Callable[..., QuantizedCheckpoint]:
-    """quantize(source, scheme or function of the module's name) -> QuantizedCheckpoint on disk."""
+    """quantize(source, scheme or function of the module's name, around=function of module and K) -> QuantizedCheckpoint
+    on disk; `around` gives the keywords of `surrounded`."""
 
-    def make(source: FolderSource, scheme: LayerScheme | Callable[[str], LayerScheme | None]) -> QuantizedCheckpoint:
+    def make(
+        source: FolderSource, scheme: LayerScheme | Callable[[str], LayerScheme | None], **options: Any
+    ) -> QuantizedCheckpoint:
         scheme_of = scheme if callable(scheme) else lambda module: scheme
-        return write_checkpoint(source, tmp_path / f"checkpoint-{len(list(tmp_path.iterdir()))}", scheme_of)
+        return write_checkpoint(source, tmp_path / f"checkpoint-{len(list(tmp_path.iterdir()))}", scheme_of, **options)
 
     return make
 
@@ -224,6 +260,30 @@ def run_model() -> Callable[..., list[np.ndarray]]:
 def rtn() -> Callable[[np.ndarray, LayerScheme], QuantizedTensor]:
     """rtn(weight [N, K], scheme) -> QuantizedTensor by plain rounding."""
     return lambda weight, scheme: round_to_nearest(torch.from_numpy(weight), scheme)
+
+
+@pytest.fixture
+def surround() -> Callable[..., QuantizedTensor]:
+    """surround(weight [N, K], scheme, site=…, transform=…, rank=…) -> QuantizedTensor, see `surrounded`."""
+    return lambda weight, scheme, **options: surrounded(torch.from_numpy(weight), scheme, **options)
+
+
+@pytest.fixture
+def transform_of() -> Callable[[str, int], SiteTransform]:
+    """transform_of(name, K) -> a transform of one of the kinds "hadamard", "quad", "divide" or "quad, then divide"."""
+
+    def make(name: str, columns: int) -> SiteTransform:
+        generator = torch.Generator().manual_seed(columns)
+        factors = DivideChannels(factors=torch.rand(columns, generator=generator) + 0.5)
+        if name == "divide":
+            return factors
+        if name == "hadamard":
+            return BlockHadamard.random(columns, seed=3, stream="site")
+        x = torch.randn(4 * columns, columns, generator=generator) * torch.logspace(1, -1, columns)
+        made = quad(second_moment_of(x), 8, seed=3, stream="site")
+        return made if name == "quad" else ThenDivide(first=made, division=factors)
+
+    return make
 
 
 @pytest.fixture

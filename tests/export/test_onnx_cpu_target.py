@@ -15,6 +15,7 @@ COMPUTED = [
         dict(name="W8A8", group_size=32, activation="per_token_group"),
         NBits(bits=8, block_size=32, accuracy_level=4),
     ),
+    (dict(name="W4A16", scale="shift"), NBits(bits=4, block_size=64, accuracy_level=1)),
 ]
 REFUSED = [
     (dict(name="W8A8"), "--group-size 64"),
@@ -23,6 +24,13 @@ REFUSED = [
     (dict(name="W4A16", group_size="channel"), "--group-size 64"),
     (dict(name="FP8_DYNAMIC"), "--group-size 64"),
     (dict(name="W4A4", activation="per_token_group"), "--scheme W4A8"),
+    (dict(name="W4A8_FP"), "--scheme W4A8"),
+    (dict(name="W4A8_INT_FP"), "--scheme W4A8"),
+    (dict(name="MXFP4"), "--scheme W4A8"),
+    (dict(name="NVFP4"), "--scheme W4A8"),
+    (dict(name="W4A16_FP"), "use W4A16"),
+    (dict(name="MXFP4A16"), "use W4A16"),
+    (dict(name="NVFP4A16"), "use W4A16"),
 ]
 
 

@@ -146,6 +146,15 @@ def test_chunks_of_rows_equal_the_whole(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(model.read("model.embed_tokens.weight"), truth["model.embed_tokens.weight"])
 
 
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_some_rows_equal_those_of_the_whole(kind: Kind, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", kind=kind)
+    source = open_model(str(tmp_path / "model.gguf"))
+    for name in source.names():  # projections whose rows are stored in another order, and vectors, among them
+        whole = source.read(name)
+        assert np.array_equal(source.read_rows(name, 3, 17), whole[3:17]), name
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama3_frequency_factors_become_parameters(factor: float, tmp_path: Path) -> None:
     divisors = llama3_divisors(500000.0, SIZES["head_dim"], factor).astype(np.float32)

@@ -146,3 +146,11 @@ def test_zeros_stay_zeros_and_nan_stays_visible() -> None:
     assert float(values[..., :64].abs().max()) == 0
     x[0, 2, 100] = float("nan")
     assert smoothed_values(_smooth(x, 64))[0, 2].isnan().any()
+
+
+def test_a_clipped_range_saturates_and_halves_the_step() -> None:
+    x = torch.tensor([[[7.0, 3.0, 1.0, 0.0], [3.5, 1.0, 0.5, 0.0]]])
+    factors = torch.tensor([[1.0]])
+    clipped, whole = (quantize_smoothed(x, factors, clip=clip) for clip in (0.5, 1.0))
+    assert torch.equal(clipped.step, whole.step / 2)
+    assert clipped.codes[0, 0, 0].tolist() == [7.0, 6.0, 2.0, 0.0]

@@ -23,6 +23,10 @@ SCHEMES = {
     "int4 channel": layer_scheme("W4A16", group_size="channel").weight,
     "int8": layer_scheme("W8A8").weight,
     "fp8": layer_scheme("FP8_DYNAMIC").weight,
+    "fp4 g32": layer_scheme("W4A8_FP", group_size=32).weight,
+    "fp4 shift": layer_scheme("W4A8_FP", group_size=32, scale="shift").weight,
+    "mxfp4": layer_scheme("MXFP4A16").weight,
+    "nvfp4": layer_scheme("NVFP4A16").weight,
 }
 PLAIN = QuantizerOptions(act_order=False, mse_clip=False)
 
@@ -187,3 +191,16 @@ def test_clipping_is_searched_by_default_only_where_the_inputs_are_known() -> No
     assert torch.equal(grids[gptq, None], grids[gptq, True])
     assert torch.equal(grids[gptq, False], grids[rtn, False])
     assert bool((grids[rtn, True] <= grids[rtn, False]).all()) and not torch.equal(grids[rtn, True], grids[rtn, False])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 40, 1025, 1500])
+def test_the_factor_is_that_of_the_inverse_at_every_size(size: int) -> None:
+    inputs = torch.randn(2 * size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    hessian = inputs.T @ inputs
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(size))
+    factor = inverse_factor(hessian, 0.01, order)
+    upper = factor.upper.double()
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    wanted = torch.linalg.inv(damped[order][:, order]) * hessian.diagonal().mean()
+    assert factor.upper.is_contiguous() and bool((upper == upper.triu()).all())
+    torch.testing.assert_close(upper.T @ upper, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))

@@ -28,6 +28,8 @@ ALL = {
     "int8 asym": INT8_ASYM,
     "int8 g64": scheme("W8A8", group_size=64),
     "fp8": FP8,
+    "fp4": scheme("W4A8_FP", group_size=32),
+    "fp4 channel": scheme("W4A8_FP", group_size="channel"),
 }
 
 
@@ -113,6 +115,8 @@ def test_unclipped_error_is_within_half_a_step(name: str) -> None:
     width = 150 // grid.scale.shape[1] if grid.scale.shape[1] == 1 else {5: 32, 3: 64}[grid.scale.shape[1]]
     step = grid.scale.repeat_interleave(width, dim=1)[:, :150]
     bound = weight.abs() / 16 + step if name == "fp8" else step * 0.5001
+    if name.startswith("fp4"):
+        bound = weight.abs() / 4 + step / 4
     assert bool(((back - weight).abs() <= bound).all())
 
 
@@ -121,7 +125,7 @@ def test_unclipped_error_is_within_half_a_step(name: str) -> None:
     seed=st.integers(0, 10_000),
     columns=st.integers(1, 130),
     spread=st.sampled_from([1e-20, 1.0, 1e10]),
-    name=st.sampled_from(["int4", "int4 asym", "int8", "int4 channel"]),
+    name=st.sampled_from(["int4", "int4 asym", "int8", "int4 channel", "fp4", "fp4 channel"]),
     weighted=st.booleans(),
 )
 def test_the_clip_search_never_raises_what_it_minimises(

@@ -89,7 +89,7 @@ def test_every_tensor_is_written_once(tiny_model: Make, family: str, tied: bool)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scheme", ["W4A16", "W4A8", "W8A8", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A8", "W8A8", "FP8_DYNAMIC", "W4A8_FP", "MXFP4A8", "NVFP4"])
 def test_gptq_is_closer_to_the_float_model_than_rtn(tiny_model: Make, family: str, scheme: str) -> None:
     source = open_model(str(tiny_model(family, tied=False)))
     exact = logits(source, {})
@@ -203,7 +203,7 @@ def test_static_activations_take_their_scale_from_statistics(tiny_model: Make) -
     source = open_model(str(tiny_model()))
     recipe = Recipe.preset("W8A8", activation="per_tensor", ignore=["lm_head"])
     with pytest.raises(UsageError, match="qtool measure"):
-        run(source, recipe)
+        run(source, Recipe.preset("W8A8", activation="per_tensor", ignore=["lm_head"], quantizer="rtn"), tokens=None)
     text = Text(ids=TOKENS, domains=("text",), domain_of=np.zeros(len(TOKENS), dtype=np.int64), sha256="0" * 64)
     statistics = measure(source, text, progress=silent).statistics
     writer, _ = run(source, recipe, statistics=statistics)

@@ -18,7 +18,6 @@ from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.artifacts.weights import WeightSource
-from qtool.quantize.export.onnx import export_package
 from qtool.quantize.inputs import open_model
 from qtool.quantize.measure import Text, measure
 from qtool.quantize.quantizers import QuantizationReport, quantize_model
@@ -165,17 +164,6 @@ def test_a_rotated_model_is_quantized_untied(tiny_model: Make, tmp_path: Path) -
     checkpoint, _ = build(tmp_path / "out", source, "W8A8", model=("fold_norms", "rotate"))
     assert not checkpoint.tied
     assert error(checkpoint, source) < 1e-3
-
-
-def test_export_refuses_what_its_target_does_not_run(tiny_model: Make, tmp_path: Path) -> None:
-    source = open_model(str(tiny_model()))
-    options = dict(group_size=32, activation="per_token_group")
-    checkpoint, _ = build(tmp_path / "out", source, "W8A8", transform="hadamard", **options)
-    (tmp_path / "package").mkdir()
-    with pytest.raises(UsageError, match="does not run online transforms"):
-        export_package(
-            checkpoint, tmp_path / "package", tokenizer_files={}, recipe_yaml=None, progress=lambda *_: None
-        )
 
 
 def test_what_cannot_be_transformed_is_refused(tiny_model: Make, tmp_path: Path) -> None:

@@ -74,7 +74,15 @@ def round_to_nearest(weight: Tensor, scheme: LayerScheme) -> QuantizedTensor:
     )
 
 
-def write_checkpoint(source: FolderSource, output: Path, schemes: Mapping[str, LayerScheme]) -> QuantizedCheckpoint:
+Quantizer = Callable[[str, Tensor, LayerScheme], QuantizedTensor]
+
+
+def write_checkpoint(
+    source: FolderSource,
+    output: Path,
+    schemes: Mapping[str, LayerScheme],
+    quantizer: Quantizer = lambda module, weight, scheme: round_to_nearest(weight, scheme),
+) -> QuantizedCheckpoint:
     """Quantize these modules of a model, keep the rest in float."""
     tied = bool(source.config["tie_word_embeddings"])
     tensor_of = {
@@ -82,7 +90,7 @@ def write_checkpoint(source: FolderSource, output: Path, schemes: Mapping[str, L
     }
     with stage(output) as staging:
         writer = CheckpointWriter(staging.path, source.config)
-        quantized = {m: round_to_nearest(source.tensors[tensor_of[m]], scheme) for m, scheme in schemes.items()}
+        quantized = {m: quantizer(m, source.tensors[tensor_of[m]], scheme) for m, scheme in schemes.items()}
         floats = {name: t for name, t in source.tensors.items() if name not in tensor_of.values()}
         writer.add(quantized, floats)
         staging.commit(
@@ -130,6 +138,21 @@ def make_checkpoint(
 def quantize_all() -> Callable[[FolderSource, Path, LayerScheme], QuantizedCheckpoint]:
     """quantize_all(source, output, scheme): every linear of this model."""
     return lambda source, output, scheme: write_checkpoint(source, output, dict.fromkeys(linears(source), scheme))
+
+
+@pytest.fixture(scope="session")
+def quantize_blocks() -> Callable[[FolderSource, Path, LayerScheme, Quantizer], QuantizedCheckpoint]:
+    """quantize_blocks(source, output, scheme, quantizer): every linear but the head, by a function of a module's name,
+    its weight and the scheme."""
+    return lambda source, output, scheme, quantizer: write_checkpoint(
+        source, output, dict.fromkeys(linears(source)[:-1], scheme), quantizer
+    )
+
+
+@pytest.fixture(scope="session")
+def round_nearest() -> Callable[[Tensor, LayerScheme], QuantizedTensor]:
+    """round_nearest(weight, scheme)."""
+    return round_to_nearest
 
 
 @pytest.fixture(scope="session")

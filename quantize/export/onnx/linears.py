@@ -18,6 +18,8 @@ HEAD = "lm_head"
 PACKED_NAMES = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
 
 SchemeOf = Callable[[str], LayerScheme | None]
+# What modules that one node computes must have in common.
+KindOf = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +61,9 @@ class Linear:
         """The scheme of its modules, None for float. Only for a uniform linear."""
         return scheme_of(self.modules[0])
 
-    def uniform(self, scheme_of: SchemeOf) -> bool:
-        """Whether all its modules have the same scheme."""
-        return all(scheme_of(module) == scheme_of(self.modules[0]) for module in self.modules)
+    def uniform(self, kind_of: KindOf) -> bool:
+        """Whether all its modules are of one kind."""
+        return all(kind_of(module) == kind_of(self.modules[0]) for module in self.modules)
 
 
 def packed_name(modules: tuple[str, ...]) -> str:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.quantize.export.onnx.linears import Linear, SchemeOf, emit_linear, find_linears, node_path, packed_name
+from qtool.quantize.export.onnx.linears import KindOf, Linear, emit_linear, find_linears, node_path, packed_name
 
 PAIR = ("gate_proj", "up_proj")
 
 
 class MergeGateUp(ir.passes.InPlacePass):
-    """Pack gate and up into one linear with a Split behind it, where both have the same scheme."""
+    """Pack gate and up into one linear with a Split behind it, where both are of one kind."""
 
-    def __init__(self, scheme_of: SchemeOf) -> None:
+    def __init__(self, kind_of: KindOf) -> None:
         super().__init__()
-        self._scheme_of = scheme_of
+        self._kind_of = kind_of
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See the class."""
-        pairs = [pair for pair in _pairs(model.graph) if self._scheme_of(pair[0].name) == self._scheme_of(pair[1].name)]
+        pairs = [pair for pair in _pairs(model.graph) if self._kind_of(pair[0].name) == self._kind_of(pair[1].name)]
         for gate, up in pairs:
             _merge(model.graph, gate, up)
         return ir.passes.PassResult(model, bool(pairs))

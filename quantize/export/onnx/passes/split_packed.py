@@ -1,22 +1,22 @@
-"""Take apart a packed linear whose modules have different schemes: one node each, and a Concat of their results."""
+"""Take apart a packed linear whose modules differ in scheme or transform: one node each, and a Concat behind them."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtool.quantize.export.onnx.linears import Linear, SchemeOf, emit_linear, find_linears, node_path
+from qtool.quantize.export.onnx.linears import KindOf, Linear, emit_linear, find_linears, node_path
 
 
 class SplitPacked(ir.passes.InPlacePass):
-    """Split every packed linear that is not uniform under `scheme_of`."""
+    """Split every packed linear that is not uniform under `kind_of`."""
 
-    def __init__(self, scheme_of: SchemeOf) -> None:
+    def __init__(self, kind_of: KindOf) -> None:
         super().__init__()
-        self._scheme_of = scheme_of
+        self._kind_of = kind_of
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See the class."""
-        mixed = [linear for linear in find_linears(model.graph) if not linear.uniform(self._scheme_of)]
+        mixed = [linear for linear in find_linears(model.graph) if not linear.uniform(self._kind_of)]
         for linear in mixed:
             _split(model.graph, linear)
         return ir.passes.PassResult(model, bool(mixed))

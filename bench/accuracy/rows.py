@@ -1,0 +1,72 @@
+"""The rows of the accuracy table: scheme × method × quantizer, as recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qtool.quantize.artifacts.recipe import Recipe
+
+PLANNER = "planner"
+# The head stays in float: the rows are about the blocks.
+SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "W4A8": {"scheme": "W4A8", "activation": "per_token"},
+    "W4A4": {"scheme": "W4A4", "activation": "per_token"},
+    "W4A4 g64": {"scheme": "W4A4", "activation": "per_token_group"},
+    "W8A8 per tensor": {"scheme": "W8A8", "activation": "per_tensor"},
+    "FP8": {"scheme": "FP8_DYNAMIC"},
+    "W4A8-FP": {"scheme": "W4A8_FP"},
+}
+ROTATE = {"model": ["fold_norms", "rotate"]}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "smooth": {"model": ["smooth"]},
+    "rotate": ROTATE,
+    "hadamard": {"transform": "hadamard"},
+    "rotate + hadamard": {**ROTATE, "transform": "hadamard"},
+    "rotate + hadamard, unclipped": {**ROTATE, "transform": "hadamard", "activation_clip": 1.0},
+    "rotate + RRS": {**ROTATE, "transform": "hadamard", "runtime_smooth": "robust"},
+    "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
+    **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
+    f"{PLANNER} 4.9": {"max_bits": 4.9},
+    f"{PLANNER} 5.3": {"max_bits": 5.3},
+}
+QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
+    "RTN": {"quantizer": "rtn"},
+    "GPTQ": {"quantizer": "gptq"},
+    "GPTQ + low rank 16": {"quantizer": "gptq", "low_rank": 16},
+    "signed rounding": {"quantizer": "autoround"},
+}
+INTEGER_FOUR = ("W4A4", "W4A4 g64")
+INTEGER_WEIGHTS = ("W4A8", *INTEGER_FOUR, "W8A8 per tensor")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `max_bits` only where the planner chooses."""
+
+    scheme: str
+    method: str
+    quantizer: str
+    recipe: Recipe
+    max_bits: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme} | {self.method} | {self.quantizer}"
+
+
+def rows(schemes: list[str], methods: list[str], quantizers: list[str]) -> Iterator[Row]:
+    """Every combination that makes sense."""
+    for scheme in schemes:
+        for method in methods:
+            if ("RRS" in method or "unclipped" in method) and scheme not in INTEGER_FOUR[:1]:
+                continue  # Runtime Smooth and clips are of INT4 activations
+            for quantizer in quantizers:
+                if quantizer == "signed rounding" and scheme not in INTEGER_WEIGHTS:
+                    continue
+                fields = {**SCHEMES[scheme], **METHODS[method], **QUANTIZERS[quantizer]}
+                bits = fields.pop("max_bits", None)
+                recipe = Recipe.preset(fields.pop("scheme"), lm_head="float", **fields)
+                yield Row(scheme, method, quantizer, recipe, bits)

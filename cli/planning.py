@@ -1,0 +1,135 @@
+"""A plan as `plan` and `quantize --auto` make it: the planner with qtool's own quantizer and scorer behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtool.cli.progress import progress, table
+from qtool.cli.quantized import quantized
+
+if TYPE_CHECKING:
+    from qtool.quantize.artifacts.plan import Plan
+    from qtool.quantize.artifacts.recipe import Recipe
+    from qtool.quantize.inputs import SourceModel, Tokens
+    from qtool.quantize.planner.budget import Budget
+    from qtool.quantize.planner.steps import Measured
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_OPTIONS = (
+    click.option("--max-bits", type=_POSITIVE, help="Stored bits per weight, side products and scales counted."),
+    click.option(
+        "--max-loss",
+        type=_POSITIVE,
+        help="Increase of perplexity on held-out calibration text (0.03 is 3 %), reached with the fewest bits.",
+    ),
+    click.option(
+        "--max-slowdown",
+        type=click.FloatRange(min=1),
+        help="Bytes per decoded and work per prefilled token, relative to the scheme as asked.",
+    ),
+    click.option("--mixed", is_flag=True, help="Allow 8 bits where that is what a layer needs."),
+)
+
+
+def budget_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--max-bits, --max-loss, --max-slowdown and --mixed."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+class Planner:
+    """Plans for one model, recipe and text; what was tried and measured for one budget serves the next.
+
+    Args:
+        source: the float model.
+        asked: the recipe as asked for.
+        tokens: calibration text; part of it is held out to judge on.
+        mixed: also try 8 bits.
+        threads: of torch.
+    """
+
+    def __init__(self, source: SourceModel, asked: Recipe, tokens: Tokens, *, mixed: bool, threads: int) -> None:
+        import torch
+
+        from qtool.quantize.architectures import require_quantizable
+        from qtool.quantize.planner.plan import split, try_sites
+
+        torch.set_num_threads(threads)
+        self._source, self._asked, self._tokens, self._mixed = source, asked, tokens, mixed
+        fitted, self._judged = split(tokens.ids)
+        self._fitted = dataclasses.replace(tokens, ids=fitted)
+        self._measured: dict[str, Measured] = {}
+        groups = require_quantizable(source.config).linear_groups
+        with progress("try candidates") as report_progress:
+            self._sites = try_sites(source, asked, groups, tokens.ids, mixed=mixed, progress=report_progress)
+
+    def plan(self, budget: Budget) -> Plan:
+        """Decide within a budget, measure whole recipes, and keep what helps."""
+        from qtool.quantize.artifacts.manifest import Parent
+        from qtool.quantize.planner.plan import make_plan
+
+        parents = (
+            Parent(kind="model", digest=self._source.digest),
+            Parent(kind="text", digest=self._tokens.text_sha256),
+        )
+        return make_plan(
+            self._sites, self._asked, self._tokens.ids, budget, self._measure, mixed=self._mixed, parents=parents
+        )
+
+    def _measure(self, name: str, recipe: Recipe) -> Measured:
+        if recipe.digest not in self._measured:
+            self._measured[recipe.digest] = self._score(name, recipe)
+        return self._measured[recipe.digest]
+
+    def _score(self, name: str, recipe: Recipe) -> Measured:
+        """Quantize the whole model with a recipe and compare it with the float model."""
+        from qtool.quantize.planner.steps import Measured
+        from qtool.runtime.evaluate import evaluate
+        from qtool.runtime.reference import ReferenceSession
+
+        with tempfile.TemporaryDirectory() as folder:
+            into = Path(folder) / "checkpoint"
+            checkpoint, report = quantized(self._source, recipe, self._fitted, into, title=name)
+            with (
+                ReferenceSession(checkpoint) as session,
+                ReferenceSession(self._source) as reference,
+                progress(f"score: {name}") as report_progress,
+            ):
+                scored = evaluate(session, self._judged, reference=reference, progress=report_progress)
+        assert scored.kl is not None and scored.reference_losses is not None
+        return Measured(
+            kl_nats=tuple(float(kl) for kl in scored.kl.mean(axis=1, dtype="float64")),
+            loss=float(scored.losses.mean(dtype="float64")),
+            float_loss=float(scored.reference_losses.mean(dtype="float64")),
+            bits=report.bits_per_weight_quantized,
+        )
+
+
+def print_plan(plan: Plan) -> None:
+    """The steps with the numbers that decided them, and how many sites got what."""
+    rows = [
+        [
+            step.name,
+            f"{step.predicted_kl_nats:.4f}",
+            "-" if step.kl_nats is None else f"{step.kl_nats:.4f}",
+            "-" if step.perplexity_increase is None else f"{100 * step.perplexity_increase:+.2f} %",
+            "-" if step.bits is None else f"{step.bits:.3f}",
+            f"{step.decode:.3f}",
+            f"{step.prefill:.3f}",
+            "kept" if step.kept else "rolled back",
+            step.why,
+        ]
+        for step in plan.steps
+    ]
+    heads = ["step", "KL predicted", "KL measured", "perplexity", "bits", "decode ×", "prefill ×", "", "why"]
+    table("steps on the whole model", heads, rows)
+    chosen = Counter(site.chosen for site in plan.sites)
+    table("what sites got", ["candidate", "sites"], [[name, count] for name, count in sorted(chosen.items())])

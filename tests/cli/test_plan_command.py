@@ -1,0 +1,76 @@
+"""`qtool plan` and `qtool quantize --auto` on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qtool.cli.main import main
+
+Make = Callable[..., Path]
+SCHEME = ("--scheme", "W4A4", "--group-size", "32", "--lm-head", "float", "--threads", "1")
+TEXT = ("--sequences", "8", "--length", "32")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_a_plan_is_an_artifact_whose_recipe_repeats_it(run: Run, tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    budget = ("--max-bits", "6.5", "--max-slowdown", "3")
+    code, printed, _ = run("plan", model, "-o", tmp_path / "plan", *SCHEME, *TEXT, *budget, "--json")
+    assert code == 0
+    answer = json.loads(printed)
+    kept = [step for step in answer["steps"] if step["kept"]]
+    assert kept[0]["name"] == "as asked" and kept[-1]["kl_nats"] <= kept[0]["kl_nats"]
+    assert yaml.safe_load((tmp_path / "plan" / "recipe.yaml").read_text()) == answer["recipe"]
+    for name in ("first", "second"):
+        given = ("--recipe", tmp_path / "plan" / "recipe.yaml", "--threads", "1")
+        assert run("quantize", model, "-o", tmp_path / name, *given, *TEXT)[0] == 0
+    first, second = ((tmp_path / name / "manifest.json").read_bytes() for name in ("first", "second"))
+    assert first == second
+    code, printed, _ = run("quantize", model, "-o", tmp_path / "auto", *SCHEME, *TEXT, *budget, "--auto")
+    assert code == 0
+    assert "as asked" in printed and "kept" in printed
+    auto = json.loads((tmp_path / "auto" / "manifest.json").read_text())
+    assert auto["recipe"] == answer["recipe"]
+    same = json.loads(first)["files"]
+    assert {n: f for n, f in auto["files"].items() if n.startswith("tensors")} == {
+        n: f for n, f in same.items() if n.startswith("tensors")
+    }
+    assert json.loads((tmp_path / "auto" / "plan.json").read_text())["recipe"] == answer["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("quantize", "-o", "out", *SCHEME, "--max-bits", "5"), "--auto"),
+        (("plan", *SCHEME), "--output"),
+        (("plan", "-o", "out", *SCHEME, *TEXT, "--max-bits", "3"), "--max-bits"),
+        (("plan", "-o", "out", *SCHEME, "--sequences", "3", "--length", "32"), "--sequences"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    run: Run, tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], named: str
+) -> None:
+    model = tiny_model("llama")
+    monkeypatch.chdir(tmp_path)
+    found, _, err = run(arguments[0], model, *arguments[1:])
+    assert found == 2
+    assert named in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,160 @@
+"""`qtool plan --dry-run` foretells what `qtool quantize` writes and holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from qtool.cli import foretold
+from qtool.cli.main import main
+from qtool.quantize.inputs.source_model import SourceModel
+
+Make = Callable[..., Path]
+TEXT = "".join(f"Line {i} says {i * 7919 % 1000}.\n" for i in range(400))
+SCHEMES = {
+    "W4A16": ("--scheme", "W4A16"),
+    "zero points": ("--scheme", "W4A8", "--asymmetric", "--group-size", "32"),
+    "float head": ("--scheme", "W4A8", "--group-size", "32", "--lm-head", "float", "--quantizer", "rtn"),
+    "quad": ("--scheme", "W4A4", "--group-size", "32", "--transform", "quad", "--rank", "8"),
+    "hadamard, low rank": ("--scheme", "W4A8", "--group-size", "32", "--transform", "hadamard", "--low-rank", "4"),
+    "frozen": ("--scheme", "W4A4", "--group-size", "32", "--runtime-smooth", "frozen"),
+    "static": ("--scheme", "W8A8", "--activation", "per_tensor"),
+    "FP8": ("--scheme", "FP8_DYNAMIC"),
+    "MXFP4": ("--scheme", "MXFP4"),
+    "shifts": ("--scheme", "W4A16", "--scale", "shift", "--group-size", "32"),
+    "rotated": ("--scheme", "W4A8", "--rotate", "--group-size", "32"),
+    "smooth": ("--scheme", "W8A8", "--smooth", "0.5"),
+    "some float": ("--scheme", "W4A8", "--ignore", "*.down_proj", "--group-size", "32"),
+}
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """`main` sets the process's signal handlers and threads; put them back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ)}
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.setattr(foretold, "matrix_speed", lambda threads: 1e11)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--text", str(tmp_path / "text.txt"), "--sequences", "4", "--length", "64"])
+        assert isinstance(stopped.value.code, int)
+        printed = capsys.readouterr()
+        return stopped.value.code, printed.out or printed.err
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "name, family, tied",
+    [(name, ("llama", "qwen2", "mistral", "qwen3")[i % 4], i % 3 > 0) for i, name in enumerate(SCHEMES)],
+)
+def test_the_size_is_what_is_written(
+    run: Callable[..., tuple[int, str]], tiny_model: Make, tmp_path: Path, name: str, family: str, tied: bool
+) -> None:
+    model, options = str(tiny_model(family, tied=tied)), SCHEMES[name]
+    code, printed = run("plan", model, "--dry-run", *options, "--json")
+    assert code == 0, printed
+    foretold = json.loads(printed)
+    code, printed = run("quantize", model, "-o", str(tmp_path / "out"), *options, "--threads", "1")
+    assert code == 0, printed
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    whole = sum(path.stat().st_size for path in files)
+    assert foretold["size_bytes"] == pytest.approx(whole, rel=0.05)
+    shards = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+    assert foretold["weights_bytes"] < shards < 1.1 * foretold["weights_bytes"]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_the_tensors_are_counted_to_the_byte(
+    run: Callable[..., tuple[int, str]], tiny_model: Make, tmp_path: Path, family: str
+) -> None:
+    from safetensors.numpy import load_file
+
+    model, options = str(tiny_model(family)), SCHEMES["quad"]
+    foretold = json.loads(run("plan", model, "--dry-run", *options, "--json")[1])
+    assert run("quantize", model, "-o", str(tmp_path / "out"), *options, "--threads", "1")[0] == 0
+    shards = [load_file(path) for path in (tmp_path / "out").glob("*.safetensors")]
+    assert foretold["weights_bytes"] == sum(array.nbytes for shard in shards for array in shard.values())
+
+
+@pytest.mark.parametrize("family, tied, name", [("llama", True, "W4A16"), ("qwen2", False, "float head")])
+def test_the_weights_of_the_package(
+    run: Callable[..., tuple[int, str]], tiny_model: Make, tmp_path: Path, family: str, tied: bool, name: str
+) -> None:
+    model, options = str(tiny_model(family, tied=tied)), SCHEMES[name]
+    told = json.loads(run("plan", model, "--dry-run", *options, "--json")[1])
+    assert run("quantize", model, "-o", str(tmp_path / "out"), *options, "--threads", "1")[0] == 0
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(tmp_path / "out"), "-o", str(tmp_path / "package")])
+    assert stopped.value.code == 0
+    written = (tmp_path / "package" / "model.onnx.data").stat().st_size
+    assert told["package_weights_bytes"] == pytest.approx(written, rel=0.05)
+
+
+def test_no_weight_is_read(
+    run: Callable[..., tuple[int, str]], tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a weight was read")
+
+    model = str(tiny_model())
+    for name in ("read", "read_rows"):
+        monkeypatch.setattr(SourceModel, name, refuse)
+    code, printed = run("plan", model, "--dry-run", "--scheme", "W4A8")
+    assert code == 0
+    assert [line.split()[0] for line in printed.splitlines()][:2] == ["checkpoint", "package"]
+    assert "within a factor of two" in printed
+
+
+def test_without_dry_run_it_is_refused(run: Callable[..., tuple[int, str]], tiny_model: Make) -> None:
+    assert run("plan", str(tiny_model()), "--scheme", "W4A8")[0] == 2
+
+
+def test_more_work_takes_longer(run: Callable[..., tuple[int, str]], tiny_model: Make) -> None:
+    small, large = tiny_model(), tiny_model(num_hidden_layers=8)
+
+    def operations(model: Path, *options: str) -> float:
+        found: float = json.loads(run("plan", str(model), "--dry-run", "--scheme", "W4A8", "--json", *options)[1])[
+            "operations"
+        ]
+        return found
+
+    assert operations(small) < operations(large)
+    assert operations(small, "--quantizer", "rtn") < operations(small)
+
+
+@pytest.mark.parametrize("quantizer", ["gptq", "rtn"])
+def test_the_peak_memory_is_what_a_process_reaches(tiny_model: Make, tmp_path: Path, quantizer: str) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 2)
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4}
+    model = tiny_model(num_hidden_layers=1, vocab_size=4000, **sizes)
+    options = ["--scheme", "W4A8", "--quantizer", quantizer, "--text", str(tmp_path / "text.txt")]
+    options += ["--sequences", "4", "--length", "128", "--threads", "1", "--json"]
+    program = [sys.executable, "-P", "-m", "qtool.cli"]
+    planned = subprocess.run([*program, "plan", str(model), "--dry-run", *options], check=True, capture_output=True)
+    command = [*program, "quantize", str(model), "-o", str(tmp_path / "out"), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert json.loads(planned.stdout)["peak_memory_bytes"] == pytest.approx(used.ru_maxrss * 1024, rel=0.3)

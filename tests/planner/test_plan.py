@@ -1,0 +1,67 @@
+"""A whole plan on a tiny model whose inputs have planted outliers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qtool.cli.planning import Planner
+from qtool.errors import UsageError
+from qtool.quantize.artifacts.plan import Plan
+from qtool.quantize.artifacts.recipe import Recipe
+from qtool.quantize.artifacts.store import open_artifact, stage
+from qtool.quantize.inputs import Tokens, open_model
+from qtool.quantize.planner.budget import Budget
+from qtool.quantize.planner.plan import split
+
+Make = Callable[..., Path]
+TOKENS = Tokens(
+    ids=np.random.default_rng(0).integers(0, 256, (12, 32)), text_sha256="0" * 64, tokenizer_sha256="1" * 64, windows=()
+)
+ASKED = Recipe.preset("W4A4", lm_head="float", group_size=32)
+
+
+def planned(folder: Path, budget: Budget, asked: Recipe = ASKED) -> Plan:
+    return Planner(open_model(str(folder)), asked, TOKENS, mixed=False, threads=1).plan(budget)
+
+
+def test_the_plan_beats_the_scheme_as_asked_and_says_why(tiny_model: Make, tmp_path: Path) -> None:
+    budget = Budget(max_bits=6.5, max_slowdown=3.0)
+    plan = planned(tiny_model("llama"), budget)
+    start, final = plan.steps[0], plan.final
+    assert final.kl_nats is not None and start.kl_nats is not None and final.bits is not None
+    assert final.kl_nats < 0.9 * start.kl_nats
+    assert final.bits <= 6.5 and max(final.decode, final.prefill) <= 3.0
+    assert plan.recipe == next(r for r in [plan.recipe] if r.assign(_linears(plan)))
+    chosen = {site.modules[0]: site.chosen for site in plan.sites}
+    assert len(chosen) == 2 * 4 and any("quad" in name for name in chosen.values())
+    for site in plan.sites:
+        assert {t.candidate for t in site.trials} >= {"as asked", "hadamard", "quad 8"}
+    with stage(tmp_path / "plan") as staging:
+        plan.commit(staging)
+    assert open_artifact(tmp_path / "plan", kind="plan").details["final"]["kl_nats"] == final.kl_nats
+    stored = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert Recipe.from_data(stored["recipe"]) == plan.recipe
+
+
+def _linears(plan: Plan) -> list[str]:
+    return [module for site in plan.sites for module in site.modules] + ["lm_head"]
+
+
+def test_the_same_inputs_give_the_same_plan(tiny_model: Make) -> None:
+    folder = tiny_model("qwen3")
+    budget = Budget(max_bits=5.5)
+    assert planned(folder, budget).to_json() == planned(folder, budget).to_json()
+
+
+def test_what_is_fitted_is_never_judged() -> None:
+    fitted, judged = split(np.arange(40)[:, None])
+    assert len(fitted) == 16 and len(judged) == 8 and not set(fitted[:, 0]) & set(judged[:, 0])
+    fitted, judged = split(np.arange(4)[:, None])
+    assert (len(fitted), len(judged)) == (3, 1)
+    with pytest.raises(UsageError, match="--sequences"):
+        split(np.arange(3)[:, None])
