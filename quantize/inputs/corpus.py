@@ -1,27 +1,54 @@
-"""The built-in corpus: text that every machine with CPython already has, split so that its halves share nothing.
+"""The built-in corpus: text that qtool brings or every CPython has, split so that its halves share nothing.
 
-Whole families of documents (a topic, a package) go to one half or the other by a hash of their name. A paragraph that
-stands in both halves (the reference repeats itself) is taken out of the calibration half. Sections of all documents
-take turns, three parts prose to two parts code, so that the first tokens already see many of them. Another Python
-version gives other text: what was read is recorded by its sha256.
+The library's text goes by whole families of documents (a topic, a package) to one half or the other, by a hash of their
+name. A paragraph that stands in both halves (the reference repeats itself) is taken out of the calibration half. The
+scoring half is library text alone. The calibration half adds the texts written for qtool and mathematics, because
+quantized weights fit the kind of text they were calibrated on. Sections of all kinds take turns by fixed shares, so
+that the first tokens already see every kind. Another Python version gives other text: what was read is recorded by its
+sha256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from functools import cache
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Literal
 
 from qtool.errors import EnvironmentFault
 from qtool.quantize.inputs.corpus_documents import Document, documents
+from qtool.quantize.inputs.domains_mathematics import mathematics_text
+from qtool.quantize.inputs.texts import WRITTEN, written_text
+from qtool.quantize.inputs.word_level import word_level
 
 Split = Literal["calibration", "scoring"]
-PROSE_SHARE = 0.6
+# Parts of a half's characters by kind of text, while each lasts.
+SHARES: Mapping[Split, Mapping[str, int]] = MappingProxyType(
+    {
+        "scoring": {"reference": 60, "code": 40},
+        "calibration": {
+            "encyclopedia": 50,
+            "prose": 13,
+            "reference": 12,
+            "dialogue": 10,
+            "code": 8,
+            "mathematics": 5,
+            "scripts": 2,
+        },
+    }
+)
+# Characters that every kind counts as given from the start, so that small shares wait until they are due.
+HEAD_START: Mapping[Split, int] = MappingProxyType({"scoring": 0, "calibration": 1000})
 SCORING_SHARE = 0.25
 SECTION_CHARS = 3000
+WRITTEN_SECTION_CHARS = 1000
+# Every third section of the encyclopedia has its punctuation between spaces, as corpora that models are scored on do.
+WORD_LEVEL_EVERY = 3
+MATHEMATICS_CHARS = 100_000
 MIN_WORDS = 8
 MIN_CHARS = 100_000
 _WORD = re.compile(r"\w+")
@@ -34,21 +61,35 @@ def builtin_text(split: Split) -> str:
     Raises:
         EnvironmentFault: this Python came without its library's sources.
     """
-    text = "\n\n".join(_mix(**sections(split)))
-    if len(text) < MIN_CHARS:
+    library = sections(split)
+    if sum(len(section) for kind in library.values() for section in kind) < MIN_CHARS:
         why = "is too small: this Python came without pydoc_data or its library's sources"
         raise EnvironmentFault("the built-in text", why, "give a text with --text")
-    return text
+    return "\n\n".join(_turns(streams(split), SHARES[split], start=HEAD_START[split], lasting=tuple(library)))
+
+
+def streams(split: Split) -> dict[str, list[str]]:
+    """One half's sections by kind of text, the kinds of SHARES."""
+    found = sections(split)
+    if split == "calibration":
+        found |= {name: _sections(written_text(name), WRITTEN_SECTION_CHARS) for name in WRITTEN}
+        spaced = slice(WORD_LEVEL_EVERY - 1, None, WORD_LEVEL_EVERY)
+        found["encyclopedia"][spaced] = [word_level(section) for section in found["encyclopedia"][spaced]]
+        found["mathematics"] = _sections(mathematics_text(MATHEMATICS_CHARS), WRITTEN_SECTION_CHARS)
+    return {kind: found[kind] for kind in SHARES[split]}
 
 
 def sections(split: Split) -> dict[str, list[str]]:
-    """One half's sections by kind, "prose" and "code"; the calibration half lacks what the scoring half has."""
+    """The library's part of a half by kind, "reference" and "code"; the calibration half lacks what scoring has."""
     found = sorted(documents(), key=lambda document: document.order)
     seen: set[str] = set()
     halves: dict[Split, dict[str, list[str]]] = {}
     for half in ("scoring", "calibration"):  # scoring first: what it holds, calibration may not
         mine = [document for document in found if half_of(document) == half]
-        halves[half] = {kind: _turns(mine, kind, seen) for kind in ("prose", "code")}
+        halves[half] = {
+            "reference": _columns(mine, "prose", seen),
+            "code": _columns(mine, "code", seen),
+        }
     return halves[split]
 
 
@@ -58,37 +99,47 @@ def half_of(document: Document) -> Split:
     return "scoring" if value < SCORING_SHARE * 2**32 else "calibration"
 
 
-def _turns(mine: Iterable[Document], kind: str, seen: set[str]) -> list[str]:
+def _columns(mine: Iterable[Document], kind: str, seen: set[str]) -> list[str]:
     """Sections of all documents of a kind: first sections first, then second ones, and so on."""
-    columns = [list(_sections(document.text, seen)) for document in mine if document.kind == kind]
+    columns = [_sections(document.text, SECTION_CHARS, seen) for document in mine if document.kind == kind]
     return [section for row in zip_longest(*columns) for section in row if section is not None]
 
 
-def _sections(text: str, seen: set[str]) -> Iterator[str]:
-    """Paragraphs not seen before, gathered into sections of about SECTION_CHARS; short ones may repeat."""
+def _sections(text: str, chars: int, seen: set[str] | None = None) -> list[str]:
+    """Paragraphs gathered into sections of at least `chars`; those in `seen` are left out, short ones may repeat."""
+    found: list[str] = []
     section: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        words = _WORD.findall(paragraph)
-        key = " ".join(words)
-        if len(words) >= MIN_WORDS and key in seen:
-            continue
-        seen.add(key)
+        if seen is not None:
+            words = _WORD.findall(paragraph)
+            key = " ".join(words)
+            if len(words) >= MIN_WORDS and key in seen:
+                continue
+            seen.add(key)
         section.append(paragraph)
-        if sum(map(len, section)) >= SECTION_CHARS:
-            yield "\n\n".join(section)
+        if sum(map(len, section)) >= chars:
+            found.append("\n\n".join(section))
             section = []
-    if section:
-        yield "\n\n".join(section)
+    return [*found, "\n\n".join(section)] if section else found
 
 
-def _mix(prose: list[str], code: list[str]) -> Iterator[str]:
-    """Sections by turns, holding PROSE_SHARE of the characters, until one kind runs out."""
-    counts = {"prose": 0, "code": 0}
-    streams = {"prose": iter(prose), "code": iter(code)}
+def _turns(
+    streams: Mapping[str, list[str]], shares: Mapping[str, int], *, start: int, lasting: tuple[str, ...]
+) -> Iterator[str]:
+    """Sections by turns, the kind that is furthest behind its share next, the first of equals.
+
+    Every kind counts as having given `start` characters. One that has run out leaves its share to the others, and one
+    of the lasting kinds ends the text.
+    """
+    left = {kind: iter(stream) for kind, stream in streams.items()}
+    counts = dict.fromkeys(streams, start)
     while True:
-        kind = "prose" if counts["prose"] * (1 - PROSE_SHARE) <= counts["code"] * PROSE_SHARE else "code"
-        section = next(streams[kind], None)
-        if section is None:
+        kind = min(left, key=lambda kind: Fraction(counts[kind], shares[kind]))
+        section = next(left[kind], None)
+        if section is not None:
+            counts[kind] += len(section)
+            yield section
+        elif kind in lasting:
             return
-        counts[kind] += len(section)
-        yield section
+        else:
+            del left[kind]

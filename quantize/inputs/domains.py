@@ -1,7 +1,8 @@
 """A corpus of several domains: prose, reference text, code, mathematics, dialogue and other scripts.
 
-Prose, dialogue and scripts are text written for qtool, in texts/; reference and code are the calibration half of the
-built-in corpus; mathematics is generated. Nothing of it stands in the scoring half, so that it may be calibrated on.
+Prose, dialogue and scripts are text written for qtool, in texts/; reference and code are the library's part of the
+built-in corpus' calibration half; mathematics is generated. Nothing of it stands in the scoring half, so that it may be
+calibrated on. The encyclopedia is calibrated on alone: what is measured stays what it was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.resources import files
 from types import MappingProxyType
 
 import numpy as np
@@ -20,14 +20,10 @@ import numpy.typing as npt
 from qtool.errors import InputRefused, UsageError, nearest
 from qtool.quantize.inputs.corpus import sections
 from qtool.quantize.inputs.domains_mathematics import mathematics_text
+from qtool.quantize.inputs.texts import written_text
 from qtool.quantize.inputs.tokens import TokenCutter
 
 MATHEMATICS_CHARS = 200_000
-
-
-@cache
-def _written(name: str) -> str:
-    return (files("qtool.quantize.inputs.texts") / f"{name}.txt").read_text(encoding="utf-8")
 
 
 @cache
@@ -42,12 +38,12 @@ def _mathematics() -> str:
 
 DOMAINS: Mapping[str, Callable[[], str]] = MappingProxyType(
     {
-        "prose": partial(_written, "prose"),
-        "reference": partial(_from_library, "prose"),
+        "prose": partial(written_text, "prose"),
+        "reference": partial(_from_library, "reference"),
         "code": partial(_from_library, "code"),
         "mathematics": _mathematics,
-        "dialogue": partial(_written, "dialogue"),
-        "scripts": partial(_written, "scripts"),
+        "dialogue": partial(written_text, "dialogue"),
+        "scripts": partial(written_text, "scripts"),
     }
 )
 

@@ -207,7 +207,8 @@ def _group_bytes(
     moment = 8 * columns**2 if any(a.needs_calibration for a in mine) else 0
     activations = 4 * calibration.batch * (3 * _widest(model) + 4 * int(model.config["hidden_size"]))
     steps = (moment // 2 + activations, moment + stacked, moment // 2 + stacked + rounding, activations)
-    return _block_bytes(model) + codes + moment + max(steps)
+    turned = moment if any(a.transform or a.frozen_smooth for a in mine) else 0  # the moment of the transformed input
+    return _block_bytes(model) + codes + moment + turned + max(steps)
 
 
 def _head_bytes(model: FloatModel, assignments: Mapping[str, Assignment]) -> int:

@@ -125,9 +125,13 @@ class _Run:
         self._ledger = Ledger(assignments)
         self._done = 0
         head = self._assignments[HEAD]
-        if self._tied and head.needs_calibration:
-            self._assignments[HEAD] = replace(head, quantizer=TIED_HEAD_QUANTIZER)
-            self._ledger.note(f"{HEAD} is also the embedding, so it was quantized with {TIED_HEAD_QUANTIZER}")
+        if self._tied and (head.needs_calibration or head.transform is not None):
+            # An embedding is looked up: no transform stands in front of it.
+            self._assignments[HEAD] = replace(head, quantizer=TIED_HEAD_QUANTIZER, transform=None)
+            untouched = "" if head.transform is None else ", its inputs as they are"
+            self._ledger.note(
+                f"{HEAD} is also the embedding, so it was quantized with {TIED_HEAD_QUANTIZER}{untouched}"
+            )
         elif self._refines(HEAD):
             self._assignments[HEAD] = replace(head, quantizer=head.options.start)
             self._ledger.note(f"{HEAD} is in no block, so it was quantized with {head.options.start}")

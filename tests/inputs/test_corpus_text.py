@@ -1,7 +1,8 @@
-"""The built-in corpus: enough of it, mostly prose, the same every time, and its halves share nothing."""
+"""The built-in corpus: enough of it, every kind its share, the same every time, and its halves share nothing."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from qtool.errors import EnvironmentFault
 from qtool.quantize.inputs import builtin_text, corpus, overlap_windows, refuse_overlap
 from qtool.quantize.inputs.corpus_documents import Document, documents
 from qtool.quantize.inputs.overlap import _fingerprints
+from qtool.quantize.inputs.texts import WRITTEN, written_text
+from qtool.quantize.inputs.word_level import word_level
 
 
 def test_enough_text_in_both_halves() -> None:
@@ -34,14 +37,43 @@ def test_a_family_of_documents_is_never_split() -> None:
     assert len(halves) > 150
 
 
+def shares_of(text: str, split: corpus.Split) -> dict[str, float]:
+    """Which part of a text's characters each kind has, by the paragraphs that only it holds."""
+    kind_of = {
+        paragraph: kind
+        for kind, sections in corpus.streams(split).items()
+        for section in sections
+        for paragraph in section.split("\n\n")
+    }
+    counts = dict.fromkeys(corpus.SHARES[split], 0)
+    for paragraph in text.split("\n\n"):
+        if paragraph in kind_of:  # the text's end may be half a paragraph
+            counts[kind_of[paragraph]] += len(paragraph)
+    return {kind: count / sum(counts.values()) for kind, count in counts.items()}
+
+
 @pytest.mark.parametrize("split", ["calibration", "scoring"])
-def test_any_beginning_is_mostly_prose(split: corpus.Split) -> None:
-    code = [document.text for document in documents() if document.kind == "code"]
-    lines = {line for text in code for line in text.splitlines() if len(line) > 20}
-    for chars in (50_000, 200_000):
-        part = [line for line in builtin_text(split)[:chars].splitlines() if len(line) > 20]
-        share = sum(len(line) for line in part if line in lines) / sum(map(len, part))
-        assert 0.3 < share < 0.5
+@pytest.mark.parametrize("chars", [50_000, 80_000, 140_000])
+def test_any_beginning_holds_every_kind_by_its_share(split: corpus.Split, chars: int) -> None:
+    wanted = corpus.SHARES[split]
+    for kind, share in shares_of(builtin_text(split)[:chars], split).items():
+        assert share == pytest.approx(wanted[kind] / sum(wanted.values()), abs=0.07), kind
+
+
+def test_the_scoring_half_is_the_librarys_alone() -> None:
+    assert set(corpus.SHARES["scoring"]) == {"reference", "code"} == set(corpus.sections("scoring"))
+    assert set(corpus.SHARES["calibration"]) == {*WRITTEN, "reference", "code", "mathematics"}
+
+
+def test_a_kind_that_has_run_out_leaves_its_share_and_a_lasting_one_ends_the_text() -> None:
+    streams = {"a": ["a" * 10] * 2, "b": ["b" * 10] * 4, "c": ["c" * 5] * 9}
+    shares = {"a": 50, "b": 25, "c": 25}
+
+    def turns(*lasting: str, start: int = 0) -> str:
+        return "".join(section[0] for section in corpus._turns(streams, shares, start=start, lasting=lasting))
+
+    assert turns("b", "c") == "abcacbccbccbcc"
+    assert turns("a", "b") == "abcac"
 
 
 def test_the_same_text_in_another_process_with_another_hash_seed() -> None:
@@ -60,6 +92,29 @@ def test_the_same_text_in_another_process_with_another_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+def test_the_encyclopedia_is_the_same_everywhere_and_repeats_nothing() -> None:
+    text = written_text("encyclopedia")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == "8c9a0108cfbcd487c4f9ca264d9365c02d31200f4d0cd9ca2f9515ba7beba8ad"
+    prints = _fingerprints(text)
+    assert len(np.unique(prints)) == len(prints)
+    others = [_fingerprints(written_text(name)) for name in WRITTEN if name != "encyclopedia"]
+    assert not np.isin(prints, np.concatenate([*others, _fingerprints(builtin_text("scoring"))])).any()
+
+
+def test_word_level_text_differs_in_spaces_alone() -> None:
+    text = 'The bridge\'s arch (6.4 km), built for $1,771, was "so ("quite") poor".'
+    assert word_level(text) == "The bridge 's arch ( 6.4 km ) , built for $ 1,771 , was \" so ( \" quite \" ) poor \" ."
+    plain = written_text("encyclopedia")
+    assert word_level(plain).replace(" ", "") == plain.replace(" ", "")
+
+
+def test_a_part_of_the_encyclopedia_is_word_level() -> None:
+    found = corpus.streams("calibration")["encyclopedia"]
+    assert 0.25 < sum(" , " in section or " ." in section for section in found) / len(found) < 0.4
+    assert "".join("".join(found).split()) == "".join(written_text("encyclopedia").split())
 
 
 def test_a_python_without_sources_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:

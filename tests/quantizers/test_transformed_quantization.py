@@ -179,3 +179,30 @@ def test_what_cannot_be_transformed_is_refused(tiny_model: Make, tmp_path: Path)
     gains = open_model(str(planted(tiny_model())))
     with pytest.raises(InputRefused, match="fold"):
         build(tmp_path / "out", gains, "W4A4", model=("rotate",))
+
+
+@pytest.mark.parametrize("transform", ["hadamard", "quad"])
+def test_a_head_that_is_also_the_embedding_is_not_transformed(
+    tiny_model: Make, tmp_path: Path, transform: str
+) -> None:
+    source = open_model(str(tiny_model()))
+    rule = {"match": "*", "scheme": "W8A8", "quantizer": "rtn", "transform": transform, "rank": 8}
+    recipe = Recipe.from_data({"rules": [rule]})
+    with stage(tmp_path / "out") as staging:
+        writer = CheckpointWriter(staging.path, source.config)
+        report = quantize_model(
+            source,
+            assignments=recipe.assign(linear_names(source.config)),
+            groups=architecture_of(source.config).linear_groups,
+            tokens=TOKENS,
+            statistics=None,
+            writer=writer,
+            progress=lambda *_: None,
+        )
+        staging.commit(Manifest(kind="checkpoint", details=writer.details))
+    checkpoint = QuantizedCheckpoint(tmp_path / "out")
+    assert any("its inputs as they are" in note for note in report.notes)
+    assert checkpoint.quantized("lm_head").transform is None
+    assert checkpoint.quantized(SITE).transform is not None
+    spread = logits(source).max() - logits(source).min()
+    assert (logits(checkpoint) - logits(source)).abs().max() < 0.1 * spread
