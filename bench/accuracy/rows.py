@@ -28,6 +28,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + hadamard, unclipped": {**ROTATE, "transform": "hadamard", "activation_clip": 1.0},
     "rotate + RRS": {**ROTATE, "transform": "hadamard", "runtime_smooth": "robust"},
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
+    "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
     f"{PLANNER} 4.9": {"max_bits": 4.9},
     f"{PLANNER} 5.3": {"max_bits": 5.3},

@@ -22,6 +22,7 @@ from typing import Literal
 from qtool.errors import EnvironmentFault
 from qtool.quantize.inputs.corpus_documents import Document, documents
 from qtool.quantize.inputs.domains_mathematics import mathematics_text
+from qtool.quantize.inputs.markup import as_html
 from qtool.quantize.inputs.texts import WRITTEN, written_text
 from qtool.quantize.inputs.word_level import word_level
 
@@ -46,8 +47,9 @@ HEAD_START: Mapping[Split, int] = MappingProxyType({"scoring": 0, "calibration":
 SCORING_SHARE = 0.25
 SECTION_CHARS = 3000
 WRITTEN_SECTION_CHARS = 1000
-# Every third section of the encyclopedia has its punctuation between spaces, as corpora that models are scored on do.
-WORD_LEVEL_EVERY = 3
+# Sections of the encyclopedia take turns as HTML, as they are, and with their punctuation between spaces: prompts hold
+# markup, and corpora that models are scored on are written word by word.
+TYPOGRAPHIES = (as_html, str, word_level)
 MATHEMATICS_CHARS = 100_000
 MIN_WORDS = 8
 MIN_CHARS = 100_000
@@ -73,8 +75,9 @@ def streams(split: Split) -> dict[str, list[str]]:
     found = sections(split)
     if split == "calibration":
         found |= {name: _sections(written_text(name), WRITTEN_SECTION_CHARS) for name in WRITTEN}
-        spaced = slice(WORD_LEVEL_EVERY - 1, None, WORD_LEVEL_EVERY)
-        found["encyclopedia"][spaced] = [word_level(section) for section in found["encyclopedia"][spaced]]
+        found["encyclopedia"] = [
+            TYPOGRAPHIES[place % len(TYPOGRAPHIES)](section) for place, section in enumerate(found["encyclopedia"])
+        ]
         found["mathematics"] = _sections(mathematics_text(MATHEMATICS_CHARS), WRITTEN_SECTION_CHARS)
     return {kind: found[kind] for kind in SHARES[split]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from qtool.errors import EnvironmentFault
 from qtool.quantize.inputs import builtin_text, corpus, overlap_windows, refuse_overlap
 from qtool.quantize.inputs.corpus_documents import Document, documents
+from qtool.quantize.inputs.markup import as_html
 from qtool.quantize.inputs.overlap import _fingerprints
 from qtool.quantize.inputs.texts import WRITTEN, written_text
 from qtool.quantize.inputs.word_level import word_level
@@ -111,10 +113,21 @@ def test_word_level_text_differs_in_spaces_alone() -> None:
     assert word_level(plain).replace(" ", "") == plain.replace(" ", "")
 
 
-def test_a_part_of_the_encyclopedia_is_word_level() -> None:
+def test_the_encyclopedia_takes_turns_as_html_as_it_is_and_word_by_word() -> None:
     found = corpus.streams("calibration")["encyclopedia"]
-    assert 0.25 < sum(" , " in section or " ." in section for section in found) / len(found) < 0.4
-    assert "".join("".join(found).split()) == "".join(written_text("encyclopedia").split())
+    assert all(section.startswith("<h2>") or "<p>" in section for section in found[0::3])
+    assert not any("<p>" in section for section in [*found[1::3], *found[2::3]])
+    assert all(" , " in section or " ." in section for section in found[2::3])
+    bare = re.sub(r"<[^>]*>", "", "".join(found))
+    assert "".join(bare.split()) == "".join(written_text("encyclopedia").split())
+
+
+def test_html_by_hand() -> None:
+    text = "Oak Hill\n\nThe hill of Mary and John and Susan near Bath, by Avon and Kennet, rises to the north."
+    assert as_html(text) == (
+        "<h2>Oak Hill</h2>\n<p> The hill of Mary and <i>John</i> and Susan near Bath, by <em>Avon</em> and Kennet, "
+        "rises to the north. </p>"
+    )
 
 
 def test_a_python_without_sources_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
