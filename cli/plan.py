@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from qtool.cli import options
 from qtool.cli.planning import budget_options
@@ -54,8 +56,8 @@ def command(
     run; a budget is spent where the model's output gains most; then whole recipes are measured on held-out text, and
     rolled back when they are not better. The plan holds the numbers that decided it, and a recipe for `qtool quantize`.
 
-    With --dry-run: what `qtool quantize` with the same options will take. Size is counted and exact to a few percent;
-    peak memory is within 30 %; time is rough, from the speed of one matrix product on this machine.
+    With --dry-run: what `qtool quantize` with the same options, and its own defaults, will take. Size is counted and
+    exact to a few percent; peak memory is within 30 %; time is rough, from the speed of one matrix product here.
     """
     rules = recipe_of(recipe, preset)
     from qtool.quantize.architectures import require_quantizable
@@ -66,7 +68,7 @@ def command(
 
         source = open_model(model)
         require_quantizable(source.config)
-        foretell(source, rules, corpus, threads=threads, as_json=as_json)
+        foretell(source, rules, _as_quantize_reads(corpus), threads=threads, as_json=as_json)
         return
     if output is None:
         raise UsageError("--output", "missing", "add -o plan, or --dry-run for a forecast")
@@ -93,6 +95,15 @@ def command(
         return
     print_plan(plan)
     out.print(f"wrote {output}  sha256 {manifest.digest[:16]}", markup=False)
+
+
+def _as_quantize_reads(corpus: options.CorpusChoice) -> options.CorpusChoice:
+    """The text that `qtool quantize` reads where --sequences is not given."""
+    if click.get_current_context().get_parameter_source("sequences") is not ParameterSource.DEFAULT:
+        return corpus
+    default = next(option.default for option in quantize.params if option.name == "sequences")
+    assert isinstance(default, int)
+    return replace(corpus, sequences=default)
 
 
 def _summary(plan: Plan) -> dict[str, Any]:

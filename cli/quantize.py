@@ -116,7 +116,8 @@ def command(
     """Quantize MODEL by a scheme or a recipe into a checkpoint.
 
     The scheme says exactly what the target will execute; it is what is calibrated, scored and exported. One decoder
-    block is in memory at a time. An interrupted run continues when the same command is repeated.
+    block is in memory at a time. An interrupted run continues when the same command is repeated; with --auto, the same
+    plan is made again first.
     """
     rules = recipe_of(recipe, preset)
     from qtool.quantize.planner.budget import Budget
@@ -146,7 +147,7 @@ def command(
     import torch
 
     from qtool.cli.allocation import return_freed_tensors
-    from qtool.quantize.artifacts.checkpoint import CheckpointWriter
+    from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
     from qtool.quantize.artifacts.journal import Journal
     from qtool.quantize.artifacts.manifest import Manifest, Parent
     from qtool.quantize.measure.pass_journal import fingerprint

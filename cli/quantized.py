@@ -29,7 +29,8 @@ def quantized(
         title: on the progress bar.
     """
     from qtool.quantize.architectures import linear_names, require_quantizable
-    from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint
+    from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+    from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
     from qtool.quantize.artifacts.manifest import Manifest
     from qtool.quantize.artifacts.store import stage
     from qtool.quantize.quantizers import quantize_model

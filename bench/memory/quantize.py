@@ -1,4 +1,4 @@
-"""What `qtool quantize` holds in memory, against what issue 4 promises of a model in the shape of Llama-3.2-1B:
+"""What `qtool quantize` holds in memory, against what is promised of a model in the shape of Llama-3.2-1B:
 600 MB + 2 × the largest block in float32 + the Hessians. 1 MB is 10⁶ bytes.
 
 The weights are random, which changes no size. The largest block and Hessian are the same in every block, so that two

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from qtool.kernels.quantize_activation.block_scaled import (
     fake_quantize_mxfp4,
     fake_quantize_mxfp8,
     fake_quantize_nvfp4,
 )
+from qtool.kernels.quantize_activation.blocks import in_blocks, whole_rows
 from qtool.kernels.small_floats import E2M1_MAX, E4M3_MAX, cast_e4m3, round_e2m1
 
 __all__ = [
@@ -58,7 +58,7 @@ def quantize_int8(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, 
 def fake_quantize_int8(x: Tensor, *, group_size: int | None = None) -> Tensor:
     """`quantize_int8` and back: the float values [..., K] that the integer GEMM really multiplies."""
     codes, scale = quantize_int8(x, group_size=group_size)
-    return (codes * scale).flatten(-2)[..., : x.shape[-1]]
+    return whole_rows(codes * scale, x)
 
 
 def quantize_int4(x: Tensor, *, group_size: int | None = None, clip: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -73,15 +73,15 @@ def quantize_int4(x: Tensor, *, group_size: int | None = None, clip: float = 1.0
 def fake_quantize_int4(x: Tensor, *, group_size: int | None = None, clip: float = 1.0) -> Tensor:
     """`quantize_int4` and back: the float values [..., K] that the integer GEMM really multiplies."""
     codes, scale = quantize_int4(x, group_size=group_size, clip=clip)
-    return (codes * scale).flatten(-2)[..., : x.shape[-1]]
+    return whole_rows(codes * scale, x)
 
 
 def fake_quantize_fp4(x: Tensor, *, group_size: int | None = None) -> Tensor:
     """Dynamic FP4 E2M1 per token, or per token and block of `group_size` along K, and back. [..., K] to [..., K]."""
-    blocks = _blocks(x, group_size)
+    blocks = in_blocks(x, group_size)
     amax = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(amax > SMALLEST_RANGE, amax / E2M1_MAX, torch.ones_like(amax))
-    return (round_e2m1(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
+    return whole_rows(round_e2m1(blocks / scale) * scale, x)
 
 
 def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
@@ -91,10 +91,10 @@ def fake_quantize_int8_static(x: Tensor, scale: Tensor) -> Tensor:
 
 def fake_quantize_fp8(x: Tensor, *, group_size: int | None = None) -> Tensor:
     """Dynamic FP8 E4M3 per token, or per token and block of `group_size` along K, and back. [..., K] to [..., K]."""
-    blocks = _blocks(x, group_size)
+    blocks = in_blocks(x, group_size)
     amax = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(amax > SMALLEST_RANGE, amax / E4M3_MAX, torch.ones_like(amax))
-    return (cast_e4m3(blocks / scale) * scale).flatten(-2)[..., : x.shape[-1]]
+    return whole_rows(cast_e4m3(blocks / scale) * scale, x)
 
 
 def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:
@@ -105,18 +105,8 @@ def fake_quantize_fp8_static(x: Tensor, scale: Tensor) -> Tensor:
 def _quantize_integer(
     x: Tensor, largest: float, group_size: int | None, clip: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    blocks = _blocks(x, group_size)
+    blocks = in_blocks(x, group_size)
     limit = blocks.abs().amax(dim=-1, keepdim=True) * clip
     # limit × 0 is zero for a small range, and NaN for NaN.
     codes = torch.round(blocks * torch.where(limit > SMALLEST_RANGE, largest / limit, limit * 0))
     return codes if clip == 1.0 else codes.clamp(-largest, largest), limit / largest
-
-
-def _blocks(x: Tensor, group_size: int | None) -> Tensor:
-    if group_size is None:
-        return x.unsqueeze(-2)
-    columns = x.shape[-1]
-    short = -columns % group_size
-    if short:
-        x = pad(x, (0, short))
-    return x.reshape(*x.shape[:-1], -1, group_size)

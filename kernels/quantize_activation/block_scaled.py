@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from qtool.kernels.quantize_activation.blocks import in_blocks, whole_rows
 from qtool.kernels.small_floats import (
     E2M1_MAX,
     E4M3_MAX,
@@ -30,16 +30,16 @@ def fake_quantize_mxfp4(x: Tensor, *, rule: str = MXFP4_RULE) -> Tensor:
     Args:
         rule: how a block's maximum makes its scale, see `mx_exponent`; a producer's choice, which no reader sees.
     """
-    blocks = _blocks(x, MX_BLOCK)
+    blocks = in_blocks(x, MX_BLOCK)
     scale = _mx_scale(blocks, E2M1_MAX, rule)
-    return _whole(round_e2m1(blocks / scale) * scale, x)
+    return whole_rows(round_e2m1(blocks / scale) * scale, x)
 
 
 def fake_quantize_mxfp8(x: Tensor, *, rule: str = MXFP8_RULE) -> Tensor:
     """E4M3 with one power-of-two scale per 32 values along K, and back. [..., K] to [..., K]."""
-    blocks = _blocks(x, MX_BLOCK)
+    blocks = in_blocks(x, MX_BLOCK)
     scale = _mx_scale(blocks, E4M3_MAX, rule)
-    return _whole(cast_e4m3(blocks / scale) * scale, x)
+    return whole_rows(cast_e4m3(blocks / scale) * scale, x)
 
 
 def fake_quantize_nvfp4(x: Tensor, *, step: Tensor | None = None) -> Tensor:
@@ -48,13 +48,13 @@ def fake_quantize_nvfp4(x: Tensor, *, step: Tensor | None = None) -> Tensor:
     Args:
         step: g of scale = g × E4M3(max|block| / 6g); None takes max|token| / (448 × 6) for every token.
     """
-    blocks = _blocks(x, NV_BLOCK)
+    blocks = in_blocks(x, NV_BLOCK)
     amax = blocks.abs().amax(dim=-1, keepdim=True)
     if step is None:
         token = amax.amax(dim=-2, keepdim=True)
         step = torch.where(token > SMALLEST_RANGE, token / (E4M3_MAX * E2M1_MAX), _one_or_not_finite(token))
     scale = cast_e4m3(amax / (E2M1_MAX * step)).clamp_min(SMALLEST_BLOCK_SCALE) * step
-    return _whole(round_e2m1(blocks / scale) * scale, x)
+    return whole_rows(round_e2m1(blocks / scale) * scale, x)
 
 
 def _mx_scale(blocks: Tensor, largest: float, rule: str) -> Tensor:
@@ -66,12 +66,3 @@ def _mx_scale(blocks: Tensor, largest: float, rule: str) -> Tensor:
 
 def _one_or_not_finite(amax: Tensor) -> Tensor:
     return torch.where(torch.isfinite(amax), torch.ones_like(amax), amax)
-
-
-def _blocks(x: Tensor, width: int) -> Tensor:
-    short = -x.shape[-1] % width
-    return (pad(x, (0, short)) if short else x).reshape(*x.shape[:-1], -(-x.shape[-1] // width), width)
-
-
-def _whole(blocks: Tensor, x: Tensor) -> Tensor:
-    return blocks.flatten(-2)[..., : x.shape[-1]]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from qtool.kernels.pack import pack_int4, unpack_int4
-
-E4M3_MAX = 448.0
+from qtool.kernels.small_floats import E4M3_MAX
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,8 @@
-"""The quantized checkpoint: integer or FP8 codes with their scales, and everything that stayed in float.
-
-One canonical form on disk (docs/formats.md §checkpoint); kernel and graph layouts are made when it is loaded.
-Integer codes are unsigned, value = scale × (code − zero_point), with the zero point fixed at the middle code
-(8 or 128) when the weight is symmetric. 4-bit codes are packed two to a byte along K, low nibble first.
-"""
+"""A quantized checkpoint, opened: quantized tensors, and what stayed in float (docs/formats.md §checkpoint)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,182 +12,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qtool.errors import InputRefused
-from qtool.kernels.dequantize_weight import dequantize_weight
-from qtool.kernels.pack import pack_int4, unpack_int4
+from qtool.kernels.pack import unpack_int4
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
-from qtool.quantize.artifacts.formats import FP4_E2M1
+from qtool.quantize.artifacts.checkpoint_writer import SHARD
 from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.stored_scale import STORED_SCALES
-from qtool.quantize.artifacts.tensor_file import Streamed, row_pieces, write_tensors
-from qtool.quantize.artifacts.weights import FloatArray, WeightSource
+from qtool.quantize.artifacts.weights import FloatArray
 from qtool.quantize.transforms.low_rank import LowRank
 from qtool.quantize.transforms.site_transform import SiteTransform
 from qtool.quantize.transforms.table import site_transform_from
-
-SHARD = "tensors-{:05d}.safetensors"
-TORCH_DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizedTensor:
-    """One linear's weight.
-
-    Attributes:
-        codes: [N, K]; uint8 for integer formats (0…15 or 0…255) and FP4 bit patterns, float8_e4m3fn for FP8.
-        scale: [N, G] float32, finite and positive; G = ceil(K / group_size), or 1 per channel.
-        scale_factor: [N, 1] float32, what the scales are multiples of in some formats (stored_scale.py), else None.
-        zero_point: [N, G] uint8 for asymmetric integer weights, else None.
-        input_scale: a float32 scalar for static per-tensor activations, else None.
-        scheme: what the codes mean and what is done to the layer's input.
-        transform: what is done to the input before it is quantized; the codes then stand for the weight's main part.
-        site: the name of the input that `transform` belongs to; linears that read one input share both.
-        side: the weight's side part [N, r] float32 (float16 values), where the transform has one.
-        low_rank: a 16-bit correction of what rounding did to the codes' weight.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    input_scale: Tensor | None
-    scheme: LayerScheme
-    transform: SiteTransform | None = None
-    site: str = ""
-    side: Tensor | None = None
-    low_rank: LowRank | None = None
-    scale_factor: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K)."""
-        return self.codes.shape[0], self.codes.shape[1]
-
-    @property
-    def plain(self) -> bool:
-        """True when the product is the codes' alone: no transform, no side product."""
-        return self.transform is None and self.low_rank is None
-
-    def effective(self) -> Tensor:
-        """The float weight [N, K] that the layer multiplies its untransformed, unquantized input with."""
-        weight = self.dequantize()
-        if self.low_rank is not None:
-            weight = weight + self.low_rank.up @ self.low_rank.down
-        if self.transform is None:
-            return weight
-        main, side = self.transform.input(torch.eye(weight.shape[1]))
-        weight = weight @ main.T
-        return weight if side is None or self.side is None else weight + self.side @ side.T
-
-    def dequantize(self) -> Tensor:
-        """The weight the codes stand for, [N, K] float32; of the main part where there is a transform."""
-        fmt = self.scheme.weight.format
-        return dequantize_weight(
-            self.codes,
-            self.scale,
-            self.zero_point,
-            group_size=group_size_of(self.scheme.weight.granularity),
-            zero_code=fmt.zero_code if fmt.kind == "int" else 0,
-            e2m1=fmt is FP4_E2M1,
-        )
-
-    @property
-    def stored_bits(self) -> int:
-        """Bits on disk, scales, zero points and side products counted; the transform is the site's, not counted."""
-        return 8 * sum(t.numel() * t.element_size() for t in self.to_tensors("w").values())
-
-    @property
-    def transform_bits(self) -> int:
-        """Bits on disk of the site's transform, which all linears of the site share."""
-        stored = {} if self.transform is None else self.transform.to_tensors()
-        return 8 * sum(t.numel() * t.element_size() for t in stored.values())
-
-    def to_tensors(self, module: str) -> dict[str, Tensor]:
-        """The canonical tensors, named `{module}.codes`, `.scale` (or STORED_SCALES' names), `.zero_point`, …"""
-        four_bit = self.scheme.weight.format.bits == 4
-        scales = STORED_SCALES[self.scheme.weight.scale].write(self.scale, self.scale_factor)
-        tensors = {
-            f"{module}.codes": pack_int4(self.codes) if four_bit else self.codes,
-            **{f"{module}.{name}": tensor for name, tensor in scales.items()},
-        }
-        if self.zero_point is not None:
-            tensors[f"{module}.zero_point"] = self.zero_point
-        if self.input_scale is not None:
-            tensors[f"{module}.input_scale"] = self.input_scale
-        if self.side is not None:
-            tensors[f"{module}.side"] = self.side.to(torch.float16)
-        if self.low_rank is not None:
-            tensors[f"{module}.low_rank_up"] = self.low_rank.up.to(torch.float16)
-            tensors[f"{module}.low_rank_down"] = self.low_rank.down.to(torch.float16)
-        return tensors
-
-
-def float_tensor(source: WeightSource, name: str, shape: Sequence[int]) -> Tensor | Streamed:
-    """A float tensor in the dtype that holds it exactly, as it is stored; a large one is read while it is written."""
-    dtype, pieces = TORCH_DTYPES[source.stored_dtype(name)], list(row_pieces(shape))
-    if len(pieces) == 1:
-        return torch.from_numpy(source.read(name)).to(dtype)
-
-    def rows() -> Iterator[Tensor]:
-        for piece in pieces:
-            yield torch.from_numpy(source.read_rows(name, piece.start, piece.stop)).to(dtype)
-
-    return Streamed(dtype=dtype, shape=tuple(shape), pieces=rows)
-
-
-class CheckpointWriter:
-    """Writes a checkpoint's tensors into a staging folder, one numbered shard per call, so that a stage holds one
-    decoder block at a time. `details` is what the manifest needs to know of them."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._config = dict(config)
-        self._shards = 0
-        self._quantized: dict[str, dict[str, Any]] = {}
-        self._floats: dict[str, str] = {}
-
-    def add(
-        self, quantized: Mapping[str, QuantizedTensor], floats: Mapping[str, Tensor | Streamed]
-    ) -> dict[str, Any]:
-        """Write one shard. Keys are module names (quantized) and tensor names (floats, in their stored dtype).
-
-        Returns:
-            What `restore` wants, for a later run that finds the shard written.
-        """
-        tensors: dict[str, Tensor | Streamed] = {name: t.contiguous() for name, t in floats.items()}
-        described: dict[str, dict[str, Any]] = {}
-        for module, weight in quantized.items():
-            tensors |= {key: t.contiguous() for key, t in weight.to_tensors(module).items()}
-            described[module] = {"scheme": weight.scheme.to_json(), "shape": list(weight.shape)}
-            if weight.transform is not None:
-                stored = weight.transform.to_tensors()
-                tensors |= {f"{weight.site}.{key}": t.contiguous() for key, t in stored.items()}
-                described[module]["transform"] = {
-                    "site": weight.site,
-                    "header": weight.transform.header(),
-                    "tensors": sorted(stored),
-                    "side_width": weight.transform.side_width,
-                }
-            if weight.low_rank is not None:
-                described[module]["low_rank"] = int(weight.low_rank.up.shape[1])
-        names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-        shard = SHARD.format(self._shards)
-        write_tensors(tensors, self.folder / shard)
-        record = {"shard": shard, "quantized": described, "float": {name: names[t.dtype] for name, t in floats.items()}}
-        self.restore(record)
-        return record
-
-    def restore(self, record: Mapping[str, Any]) -> None:
-        """Count a shard that lies in the folder already."""
-        self._quantized |= record["quantized"]
-        self._floats |= record["float"]
-        self._shards += 1
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """The manifest's details: config, quantized modules with scheme and shape, float tensors with dtype."""
-        return {"config": self._config, "quantized": self._quantized, "float": self._floats}
 
 
 class QuantizedCheckpoint:

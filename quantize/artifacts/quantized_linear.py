@@ -23,8 +23,8 @@ from qtool.kernels.quantize_activation import (
 )
 from qtool.kernels.runtime_smooth import RangeRule
 from qtool.kernels.side_gemm import side_output
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.granularity import PerTokenSmoothed, PerTokenSmoothedAsPublished, group_size_of
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import TensorScheme
 from qtool.quantize.transforms.once_per_input import OncePerInput
 from qtool.quantize.transforms.runtime_smooth import PUBLISHED, ROBUST, smooth_request

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from qtool.errors import UsageError, nearest
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
-from qtool.quantize.artifacts.rule import QUANTIZERS, Assignment, QuantizerOptions, Rule, Strict, TransformChoice
+from qtool.quantize.artifacts.rule import QUANTIZERS, Assignment, QuantizerOptions, Rule, Strict
 from qtool.quantize.artifacts.scheme import LIVE_SMOOTH, PRESETS
 
 RECIPE_VERSION = 1
@@ -65,9 +65,7 @@ class Recipe(Strict):
             if rule.quantizer not in QUANTIZERS:
                 what = f"{name}: quantizer {rule.quantizer!r}"
                 raise UsageError(what, "unknown", nearest(rule.quantizer, QUANTIZERS))
-            if rule.layer_scheme().weight.format.kind == "float" and rule.quantizer == "autoround":
-                what = f"{name}: quantizer autoround with {rule.scheme}"
-                raise UsageError(what, "rounds integer weights only", "use quantizer: gptq")
+            rule.layer_scheme()
             for pattern in rule.patterns:
                 compile_pattern(pattern)
         for pattern in recipe.ignore:
@@ -158,7 +156,7 @@ class Recipe(Strict):
                 return Assignment(
                     module=name,
                     scheme=rule.layer_scheme(),
-                    transform=None if rule.transform is None else TransformChoice(kind=rule.transform, rank=rule.rank),
+                    transform=rule.transform_choice(),
                     frozen_smooth=rule.runtime_smooth == "frozen",
                     low_rank=rule.low_rank,
                     quantizer=rule.quantizer,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qtool.errors import UsageError
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 
 QUANTIZERS = ("rtn", "gptq", "autoround")
@@ -50,13 +51,18 @@ class TransformChoice:
     Attributes:
         kind: "hadamard" (signed, in blocks) or "quad".
         rank: of "quad": how many directions take the 16-bit side path.
+        widest_block: the most channels that a Hadamard block may mix; None leaves it to the transform. A rotation wider
+            than a block format's blocks carries the outliers of one into the others (2511.04214): in four blocks
+            of SmolLM2-135M, MXFP4 costs 0.057 nats with rotations of 32 channels, 0.067 with 64, 0.097 without.
     """
 
     kind: str
     rank: int
+    widest_block: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.rank}" if self.kind == "quad" else self.kind
+        name = f"{self.kind} {self.rank}" if self.kind == "quad" else self.kind
+        return name if self.widest_block is None else f"{name} b{self.widest_block}"
 
 
 class Rule(Strict):
@@ -92,8 +98,9 @@ class Rule(Strict):
         return (self.match,) if isinstance(self.match, str) else self.match
 
     def layer_scheme(self) -> LayerScheme:
-        """The scheme this rule names, filled in; raises UsageError where the combination is not computable."""
-        return layer_scheme(
+        """The scheme this rule names, filled in; raises UsageError where the combination is not computable, or not by
+        this quantizer."""
+        scheme = layer_scheme(
             self.scheme,
             group_size=self.group_size,
             symmetric=self.symmetric,
@@ -102,6 +109,17 @@ class Rule(Strict):
             runtime_smooth=self.runtime_smooth,
             scale=self.scale,
         )
+        if scheme.weight.format.kind == "float" and self.quantizer == "autoround":
+            what = f"quantizer autoround with {self.scheme}"
+            raise UsageError(what, "rounds integer weights only", "use quantizer: gptq")
+        return scheme
+
+    def transform_choice(self) -> TransformChoice | None:
+        """The transform this rule names."""
+        if self.transform is None:
+            return None
+        widest = self.layer_scheme().block_size
+        return TransformChoice(kind=self.transform, rank=self.rank, widest_block=widest)
 
 
 @dataclass(frozen=True, kw_only=True)

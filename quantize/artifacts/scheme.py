@@ -26,6 +26,7 @@ from qtool.quantize.artifacts.granularity import (
 
 GROUP_SIZES = (16, 32, 64, 128)
 SCALES = ("float", "e8m0", "shift")
+BLOCK_SCALES = ("e8m0", "e4m3")
 ACTIVATIONS = ("per_token", "per_token_group", "per_tensor")
 # Shares of max|x| that lose least over a model's linears (docs/log.md).
 CLIP = {
@@ -92,6 +93,13 @@ class LayerScheme:
 
     weight: TensorScheme
     input: TensorScheme | None
+
+    @property
+    def block_size(self) -> int | None:
+        """The block size of a block format (MX, NVFP4): elements along K under one small-float scale, in the weight and
+        in the input where that is quantized; None for other schemes."""
+        coarse = self.weight.scale in BLOCK_SCALES and (self.input is None or self.input.scale in BLOCK_SCALES)
+        return group_size_of(self.weight.granularity) if coarse else None
 
     def __str__(self) -> str:
         weight, act = self.weight, self.input

@@ -44,15 +44,17 @@ class HiddenStates:
 
     def run(self, block: nn.Module) -> Tensor:
         """The output [b, T, d] of one of the network's blocks for the batch in hand."""
-        index = next(i for i, each in enumerate(self.shell.blocks) if each is block)
-        return run_block(block, self.hidden[self.batch], self._kwargs[self.batch][index])
+        return run_block(block, self.hidden[self.batch], self._kwargs[self.batch][self._index(block)])
 
     def sequences(self, block: nn.Module) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """What enters one of the network's blocks, sequence by sequence: [1, T, d] and the keyword arguments."""
-        index = next(i for i, each in enumerate(self.shell.blocks) if each is block)
+        index = self._index(block)
         for hidden, kwargs in zip(self.hidden, self._kwargs, strict=True):
             for number in range(len(hidden)):
                 yield hidden[number : number + 1], _of_sequence(kwargs[index], number, len(hidden))
+
+    def _index(self, block: nn.Module) -> int:
+        return next(i for i, each in enumerate(self.shell.blocks) if each is block)
 
 
 def _of_sequence(value: Any, number: int, batch: int) -> Any:

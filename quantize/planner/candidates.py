@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from qtool.quantize.artifacts.rule import Assignment, Rule
 from qtool.quantize.artifacts.scheme import PRESETS
 
 AS_ASKED = "as asked"
+NARROWEST_BLOCK = 16  # of the Hadamard that every transform ends in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ def _quad(*ranks: int) -> tuple[Candidate, ...]:
     return tuple(Candidate(name=f"quad {r}", fields={"transform": "quad", "rank": r}) for r in ranks)
 
 
-_PLAIN = Candidate(name=AS_ASKED)
+# Where the rule asked for has a transform or a correction itself.
+_PLAIN = Candidate(name="plain", fields={"transform": None, "low_rank": 0})
 _HADAMARD = Candidate(name="hadamard", fields={"transform": "hadamard"})
 # By the bits of the activations: the fewer, the more directions are worth keeping.
 _BY_ACTIVATION: Mapping[int, tuple[Candidate, ...]] = {
@@ -43,21 +45,40 @@ _FLOAT_ACTIVATION = (_PLAIN, _HADAMARD, *_quad(8))
 _OTHER_QUANTIZER = {"gptq": "rtn", "rtn": "gptq", "autoround": "gptq"}
 
 
-def candidates(asked: Rule, *, mixed: bool = False) -> tuple[Candidate, ...]:
-    """What is worth trying where this rule was asked for; the first is the rule itself.
+def candidates(asked: Recipe, *, widths: Collection[int] = (), mixed: bool = False) -> tuple[Candidate, ...]:
+    """What is worth trying where the recipe's first rule was asked for; the first is the rule itself.
 
     Args:
-        asked: the rule.
+        asked: the recipe.
+        widths: K of the linears that are planned; a transform that one of them cannot have is left out.
         mixed: also try the rule in 8 bits.
     """
-    given = asked.layer_scheme().input
+    rule = asked.rules[0]
+    given = rule.layer_scheme().input
     if given is not None and given.format.kind == "float":
-        found = _FLOAT_ACTIVATION
+        offered = _FLOAT_ACTIVATION
     else:
-        found = _BY_ACTIVATION[16 if given is None else given.format.bits]
-    other = _OTHER_QUANTIZER[asked.quantizer]
+        offered = _BY_ACTIVATION[16 if given is None else given.format.bits]
+    # A search of smoothing scales cannot follow directions, which would change with every scale that it tries.
+    searches = "smooth" in asked.model and asked.smooth_search != "smoothquant"
+    found = [Candidate(name=AS_ASKED)]
+    for candidate in offered:
+        fields = candidate.fields
+        unsearched = searches and fields.get("transform") == "quad"
+        if not _same(rule, fields) and not unsearched and all(_fits(fields, width) for width in widths):
+            found.append(candidate)
+    other = _OTHER_QUANTIZER[rule.quantizer]
     rounded = tuple(Candidate(name=f"{c.name}, {other}", fields={**c.fields, "quantizer": other}) for c in found)
-    return (*found, *rounded, *(_eight_bits(asked) if mixed else ()))
+    return (*found, *rounded, *(_eight_bits(rule) if mixed else ()))
+
+
+def _same(rule: Rule, fields: Mapping[str, Any]) -> bool:
+    """Whether the rule has these fields already."""
+    return all(getattr(rule, name) == value for name, value in fields.items())
+
+
+def _fits(fields: Mapping[str, Any], width: int) -> bool:
+    return fields.get("transform") is None or (width % NARROWEST_BLOCK == 0 and fields.get("rank", 0) <= width)
 
 
 def _eight_bits(asked: Rule) -> tuple[Candidate, ...]:
@@ -68,9 +89,13 @@ def _eight_bits(asked: Rule) -> tuple[Candidate, ...]:
         "scheme": "W8A8",
         "group_size": asked.group_size or preset.group_size or "channel",
         "activation": asked.activation or preset.default_activation,
-        "activation_clip": None,
+        **_FOUR_BITS_ALONE,
     }
     return (Candidate(name="W8A8", fields=shared),)
+
+
+# Fields of Rule that only schemes with 4-bit weights or activations have.
+_FOUR_BITS_ALONE: Mapping[str, Any] = {"activation_clip": None, "runtime_smooth": None, "scale": None}
 
 
 def assignments_by_candidate(

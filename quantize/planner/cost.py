@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 
 LOW_BIT, SIXTEEN_BIT = 1, 2
 

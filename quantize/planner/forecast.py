@@ -15,6 +15,7 @@ from typing import Any
 from qtool.quantize.architectures import architecture_of, tensor_shapes
 from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.planner.forecast_package import package_weights
+from qtool.quantize.planner.forecast_refinement import refining_bytes, refining_operations
 from qtool.quantize.planner.forecast_size import BLOCKS, EMBEDDING, HEAD, FloatModel, Size, checkpoint_size
 
 # Measured: Python, torch, transformers and what they load, on Linux x86-64 with torch 2.13 and transformers 5.23.
@@ -162,6 +163,10 @@ def _memory(
     steps = {"head": _head_bytes(model, assignments), "reading": _reading_bytes(model)}
     for group in model.groups:
         steps[f"block, at {group[0]}"] = _group_bytes(model, assignments, group, calibration, calibrated=calibrated)
+    text = {"sequences": calibration.sequences, "length": calibration.length}
+    refining = [refining_bytes(model, assignments, block, **text) for block in range(model.blocks)]
+    if any(refining):
+        steps["refining a block"] = max(refining)
     if smooth:
         head = sum(4 * prod(model.shapes[n]) for n in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if n in model.shapes)
         steps["smoothing"] = head + _block_bytes(model) + 8 * calibration.batch * _widest(model)
@@ -237,6 +242,9 @@ def _operations(model: FloatModel, assignments: Mapping[str, Assignment], calibr
         for group in model.groups:
             names = [f"{BLOCKS}{index}.{path}" for path in group]
             total += _group_operations(model, [assignments[n] for n in names], names, calibration, run=index < blocks)
+        total += refining_operations(
+            model, assignments, index, sequences=calibration.sequences, length=calibration.length
+        )
     head = [assignments[HEAD]]
     return total + _group_operations(model, head, [HEAD], calibration, run=False)
 

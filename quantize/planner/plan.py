@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qtool.errors import UsageError
-from qtool.quantize.architectures import linear_names
+from qtool.quantize.architectures import linear_names, tensor_shapes
 from qtool.quantize.artifacts.manifest import Parent
 from qtool.quantize.artifacts.plan import Plan, SiteRow, StepRow, TrialRow
 from qtool.quantize.artifacts.recipe import Recipe
@@ -58,12 +58,15 @@ def try_sites(
         progress: (blocks done, blocks, name).
     """
     fitted, judged = split(tokens)
-    found = candidates(asked.rules[0], mixed=mixed)
-    assignments = assignments_by_candidate(asked, found, linear_names(source.config))
+    linears, shapes = linear_names(source.config), tensor_shapes(source.config)
+    widths = {shapes[f"{linear}.weight"][1] for linear in linears if f"{linear}.weight" in shapes}
+    found = candidates(asked, widths=widths, mixed=mixed)
+    assignments = assignments_by_candidate(asked, found, linears)
     decided = next(iter(assignments.values()))
+    ranged = any(a.static_input or a.frozen_smooth for each in assignments.values() for a in each.values())
     blocks: list[list[SiteTrials]] = []
     count = int(source.config["num_hidden_layers"])
-    for sites in site_inputs(source, groups, fitted, judged, seed=asked.seed):
+    for sites in site_inputs(source, groups, fitted, judged, seed=asked.seed, keep_fitted=ranged):
         block = []
         for site in sites:
             quantized = [m for m in site.modules if decided[m].scheme is not None]
@@ -101,7 +104,7 @@ def make_plan(
         UsageError: a limit that excludes the scheme itself.
         GateFailed: when `max_loss` is not reached.
     """
-    by_name = {candidate.name: candidate for candidate in candidates(asked.rules[0], mixed=mixed)}
+    by_name = {candidate.name: candidate for candidate in candidates(asked, mixed=mixed)}
     decisions = Decisions(asked, by_name, sites, budget)
     steps = run_steps(decisions, asked, budget, measure)
     final = next(step for step in reversed(steps) if step.kept)

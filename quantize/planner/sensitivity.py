@@ -41,6 +41,7 @@ class SiteInput:
     Attributes:
         modules: full names of the linears that read this input.
         hessian: Σ x xᵀ over the calibration sequences, [K, K] float64.
+        fitted: their inputs, one [b, T, K] a batch, where they were asked for.
         inputs: of the scoring sequences, one [b, T, K] a batch.
         gradients: by module, ∂ Σ log p / ∂ y of the scoring sequences, one [b, T, N] a batch.
         weights: by module, [N, K] float32.
@@ -48,6 +49,7 @@ class SiteInput:
 
     modules: tuple[str, ...]
     hessian: Tensor
+    fitted: tuple[Tensor, ...]
     inputs: tuple[Tensor, ...]
     gradients: dict[str, tuple[Tensor, ...]]
     weights: dict[str, Tensor]
@@ -60,6 +62,7 @@ def site_inputs(
     scoring: npt.NDArray[np.int64],
     *,
     seed: int,
+    keep_fitted: bool = False,
 ) -> Iterator[list[SiteInput]]:
     """The sites of every block, last block first.
 
@@ -69,6 +72,7 @@ def site_inputs(
         calibration: tokens int64 [B, T] that quantizers may fit.
         scoring: tokens int64 [B', T] that they are judged on.
         seed: of the labels that are drawn.
+        keep_fitted: hand out the calibration sequences' inputs too, for ranges and factors that are fitted to them.
     """
     shell = NetworkShell(source)
     fitted, judged = (_Text(shell, tokens) for tokens in (calibration, scoring))
@@ -82,7 +86,7 @@ def site_inputs(
     for index in reversed(range(len(shell.blocks))):
         prefix = f"{shell.block_name(index)}."
         with shell.block(index) as block:
-            sites = [_Site(block, prefix, group) for group in groups]
+            sites = [_Site(block, prefix, group, keep_fitted=keep_fitted) for group in groups]
             fitted.fit(block, sites)
             gradient = judged.backward(block, sites, gradient)
             yield [site.result() for site in sites]
@@ -121,7 +125,7 @@ class _Text:
 
     def fit(self, block: nn.Module, sites: Sequence[_Site]) -> None:
         """Run the last block not yet done again and add to the sites' second moments."""
-        handles = [handle for site in sites for handle in site.watch_inputs(site.hessian.add)]
+        handles = [handle for site in sites for handle in site.watch_inputs(site.fit)]
         with torch.no_grad():
             for _ in self._enter(self.entrances.pop()):
                 self._states.run(block)
@@ -151,13 +155,20 @@ class _Text:
 class _Site:
     """Collects what one site's linears read and what their outputs' gradients are."""
 
-    def __init__(self, block: nn.Module, prefix: str, group: Sequence[str]) -> None:
+    def __init__(self, block: nn.Module, prefix: str, group: Sequence[str], *, keep_fitted: bool) -> None:
         self._linears: dict[str, Any] = {prefix + path: block.get_submodule(path) for path in group}
         self._first = next(iter(self._linears.values()))
-        self.hessian = Hessian(next(iter(self._linears)))
+        self._hessian = Hessian(next(iter(self._linears)))
+        self._keep_fitted = keep_fitted
+        self._fitted: list[Tensor] = []
         self._inputs: list[Tensor] = []
         self._outputs: dict[str, Tensor] = {}
         self._gradients: dict[str, list[Tensor]] = {module: [] for module in self._linears}
+
+    def fit(self, x: Tensor) -> None:
+        self._hessian.add(x)
+        if self._keep_fitted:
+            self._fitted.append(x)
 
     def watch_inputs(self, use: Callable[[Tensor], None]) -> list[RemovableHandle]:
         return [self._first.register_forward_pre_hook(lambda module, args: use(args[0].detach()))]
@@ -182,7 +193,8 @@ class _Site:
     def result(self) -> SiteInput:
         return SiteInput(
             modules=tuple(self._linears),
-            hessian=self.hessian.matrix(),
+            hessian=self._hessian.matrix(),
+            fitted=tuple(self._fitted),
             inputs=tuple(self._inputs),
             gradients={name: tuple(parts) for name, parts in self._gradients.items()},
             weights={name: linear.weight.detach() for name, linear in self._linears.items()},

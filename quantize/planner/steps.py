@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import expm1, log, sqrt
 from statistics import fmean, stdev
 
-from qtool.errors import GateFailed, InputRefused
+from qtool.errors import GateFailed, InputRefused, UsageError
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.planner.budget import Budget
 from qtool.quantize.planner.decide import Choice, Decisions
@@ -89,7 +89,7 @@ def run_steps(decisions: Decisions, asked: Recipe, budget: Budget, measure: Meas
         try:
             measured = measure(name, recipe)
             kept, why = _verdict(measured, _best(steps), budget)
-        except InputRefused as refusal:
+        except (InputRefused, UsageError) as refusal:
             if not steps:
                 raise
             why = f"refused: {refusal}"

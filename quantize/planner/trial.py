@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qtool.quantize.artifacts.quantized_linear import InputTransform, QuantizedLinear, input_quantizer
 from qtool.quantize.artifacts.rule import Assignment
+from qtool.quantize.artifacts.shared_inputs import SharedInputs
 from qtool.quantize.planner.cost import Cost, cost_of
 from qtool.quantize.planner.sensitivity import SiteInput
+from qtool.quantize.quantizers.input_range import with_input_scales
 from qtool.quantize.quantizers.layers import QuantizedLayer, quantize_linears
 
 
@@ -43,11 +44,15 @@ def try_candidates(
         assignments: by candidate and module.
         seed: of random rotations.
     """
+    def fitted(use: Callable[[Tensor], None]) -> None:
+        for x in site.fitted:
+            use(x)
+
     exact = [{m: linear(x, w) for m, w in site.weights.items()} for x in site.inputs]
     trials: list[Trial] = []
     for name, decided in assignments.items():
         mine = [decided[module] for module in site.modules]
-        layers = quantize_linears(mine, site.weights, site.hessian, {}, seed)
+        layers = with_input_scales(quantize_linears(mine, site.weights, site.hessian, {}, seed, fitted), fitted)
         kl, error = _compare(site, exact, layers)
         cost = cost_of({module: layer.tensor for module, layer in layers.items()})
         trials.append(Trial(candidate=name, kl_nats=kl, output_error=error, cost=cost))
@@ -57,10 +62,8 @@ def try_candidates(
 def _compare(
     site: SiteInput, exact: list[dict[str, Tensor]], layers: Mapping[str, QuantizedLayer]
 ) -> tuple[float, float]:
-    first = next(iter(layers.values())).tensor
-    quantize = input_quantizer(first)
-    transform = None if first.transform is None else InputTransform(first.transform.input)
-    modules = {m: QuantizedLinear(layer.tensor, None, quantize, transform) for m, layer in layers.items()}
+    shared = SharedInputs()
+    modules = {m: shared.linear(layer.tensor, None) for m, layer in layers.items()}
     squares, tokens, lost, whole = 0.0, 0, 0.0, 0.0
     for batch, x in enumerate(site.inputs):
         moved = torch.zeros(x.shape[:-1], dtype=torch.float64)

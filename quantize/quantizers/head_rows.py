@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qtool.kernels.pack import unpack_int4
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.artifacts.tensor_file import PIECE_ELEMENTS, Streamed, raw_bytes
 from qtool.quantize.quantizers.layers import QuantizedLayer

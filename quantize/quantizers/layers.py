@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qtool.errors import UsageError
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.granularity import group_size_of
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.rule import Assignment, TransformChoice
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.statistics import Statistics
@@ -21,7 +21,7 @@ from qtool.quantize.quantizers.numerics import decode
 from qtool.quantize.quantizers.outcome import Outcome
 from qtool.quantize.quantizers.report import LayerRecord
 from qtool.quantize.quantizers.table import QUANTIZERS
-from qtool.quantize.transforms.block_hadamard import BlockHadamard
+from qtool.quantize.transforms.block_hadamard import BlockHadamard, block_for
 from qtool.quantize.transforms.low_rank import LowRank, low_rank
 from qtool.quantize.transforms.quad import quad
 from qtool.quantize.transforms.site_transform import SiteTransform
@@ -116,11 +116,12 @@ def site_transform(
     """
     if choice is None:
         return None
+    block = block_for(width, choice.widest_block)
     if choice.kind == "hadamard":
-        return BlockHadamard.random(width, seed=seed, stream=site)
+        return BlockHadamard.random(width, seed=seed, stream=site, block=block)
     if hessian is None:
         raise UsageError("transform quad", "needs calibration tokens", "give a text")
-    return quad(hessian, choice.rank, seed=seed, stream=site)
+    return quad(hessian, choice.rank, seed=seed, stream=site, block=block)
 
 
 def _smoothed(

@@ -98,8 +98,7 @@ def choose_grid(
         else:
             scale = unit
         scale = scale.clamp_min(SMALLEST_SCALE).squeeze(-1)
-        halves = scheme.scale == "float" and isinstance(scheme.granularity, PerGroup)
-        scales.append(in_16_bits(scale) if halves else scale)
+        scales.append(as_stored(scale, scheme))
         zeros.append(zero.squeeze(-1))
     zero_point = None if scheme.symmetric else torch.cat(zeros).to(torch.uint8)
     return Grid(scale=torch.cat(scales), zero_point=zero_point, factor=factor)
@@ -230,8 +229,11 @@ def _unclipped(groups: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
     return _positive(torch.maximum(high / fmt.qmax, -low / below)), zero
 
 
-def in_16_bits(scale: Tensor) -> Tensor:
-    """Scales rounded to float16 where it holds them with its full precision: one for every group is a cost."""
+def as_stored(scale: Tensor, scheme: TensorScheme) -> Tensor:
+    """Scales of any shape as a checkpoint holds them: plain ones of groups are rounded to float16 where it holds them
+    with its full precision, because one for every group is a cost."""
+    if scheme.scale != "float" or not isinstance(scheme.granularity, PerGroup):
+        return scale
     rounded = scale.to(torch.float16).to(torch.float32)
     return torch.where((rounded >= SMALLEST_NORMAL_HALF) & rounded.isfinite(), rounded, scale)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from qtool.errors import UsageError
-from qtool.quantize.architectures import tensor_shapes
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, float_tensor
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, NetworkShell, parent_of
 from qtool.quantize.artifacts.quantized_cache import quantize_cache
-from qtool.quantize.artifacts.quantized_linear import InputQuantizer, InputTransform, QuantizedLinear, input_quantizer
 from qtool.quantize.artifacts.rule import Assignment
+from qtool.quantize.artifacts.shared_inputs import SharedInputs
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.tensor_file import row_pieces
 from qtool.quantize.artifacts.weights import WeightSource, read_rows_of
 from qtool.quantize.quantizers.calibration import Calibration, Inputs
+from qtool.quantize.quantizers.data_needs import DataNeeds, block_prefix
 from qtool.quantize.quantizers.head_rows import CodesInFile, dequantized_rows, divisible, quantize_in_rows
 from qtool.quantize.quantizers.hessian import Hessian
 from qtool.quantize.quantizers.input_range import with_input_scales
@@ -42,10 +41,10 @@ from qtool.quantize.quantizers.layers import QuantizedLayer, quantize_linears, s
 from qtool.quantize.quantizers.refined_layers import Refinable, refine_layers
 from qtool.quantize.quantizers.report import Ledger, QuantizationReport
 from qtool.quantize.quantizers.run_journal import RunJournal
+from qtool.quantize.quantizers.shards import Shards
 
 Progress = Callable[[int, int, str], None]
 
-BLOCKS = "model.layers."
 TIED_HEAD_QUANTIZER = "rtn"
 HEAD_PIECE_ELEMENTS = 2**22  # of a large head
 HEAD_PIECES_PER_FACTOR = 4  # every call of GPTQ factors the Hessian anew
@@ -114,51 +113,50 @@ class _Run:
         self._assignments = dict(assignments)
         self._groups = groups
         self._input_scales = input_scales
-        self._writer = writer
         self._progress = progress
         self._seed = seed
         self._journal = journal
         self._kv = kv
-        self._tied = bool(source.config.get("tie_word_embeddings", False))
         self._blocks = int(source.config["num_hidden_layers"])
-        self._shapes = tensor_shapes(source.config)
         self._ledger = Ledger(assignments)
+        self._shards = Shards(source, writer, self._ledger, journal)
         self._done = 0
         head = self._assignments[HEAD]
-        if self._tied and (head.needs_calibration or head.transform is not None):
+        if self._shards.tied and (head.needs_calibration or head.transform is not None):
             # An embedding is looked up: no transform stands in front of it.
             self._assignments[HEAD] = replace(head, quantizer=TIED_HEAD_QUANTIZER, transform=None)
-            untouched = "" if head.transform is None else ", its inputs as they are"
-            self._ledger.note(
-                f"{HEAD} is also the embedding, so it was quantized with {TIED_HEAD_QUANTIZER}{untouched}"
-            )
-        elif self._refines(HEAD):
+            how = f"with {TIED_HEAD_QUANTIZER}" + ("" if head.transform is None else ", its inputs as they are")
+            self._ledger.note(f"{HEAD} is also the embedding, so it was quantized {how}")
+        elif head.quantizer == "autoround" and head.scheme is not None:
             self._assignments[HEAD] = replace(head, quantizer=head.options.start)
             self._ledger.note(f"{HEAD} is in no block, so it was quantized with {head.options.start}")
         if kv is not None:
             kv.check_model(source.config)
             self._ledger.note(kv.describe(source.config))
+        self._needs = DataNeeds(self._assignments, self._input_scales, self._blocks)
 
     def run(self, tokens: npt.NDArray[np.int64] | None) -> QuantizationReport:
         """A tied head, all blocks, an untied head, and what is left; what the journal has is not done again."""
-        finished = self._restore()
+        finished = self._shards.restore()
+        self._done = min(finished, self._blocks) * sum(len(group) for group in self._groups)
         if finished > self._blocks:
             return self._ledger.report()
-        head = self._quantize([HEAD], None) if self._tied else {}
-        calibrated = self._calibrated_blocks()
+        head = self._quantize([HEAD], None) if self._shards.tied else {}
+        calibrated, head_wants_data = self._needs.calibrated_blocks, self._needs.inputs(HEAD)
         calibration = None
-        if finished < calibrated or self._head_wants_data:
+        if finished < calibrated or head_wants_data:
             assert tokens is not None
             calibration = self._calibration(head, tokens)
         for index in range(finished, self._blocks):
             advance = False
             if calibration is not None and index < calibrated:
-                advance = index + 1 < calibrated or self._head_wants_data
+                advance = index + 1 < calibrated or head_wants_data
                 done = self._calibrated_block(index, calibration, advance=advance)
             else:
                 done = self._plain_block(index)
-            self._write(_prefix(index), done, calibration.hidden if calibration is not None and advance else ())
-        if not self._tied:
+            hidden = calibration.hidden if calibration is not None and advance else ()
+            self._shards.write(block_prefix(index), done, hidden)
+        if not self._shards.tied:
             hessian = None
             if calibration is not None and self._assignments[HEAD].needs_calibration:
                 hessian = Hessian(HEAD)
@@ -166,46 +164,16 @@ class _Run:
             head = self._quantize([HEAD], hessian, None if calibration is None else calibration.final_norms)
         if calibration is not None:
             head = with_input_scales(head, calibration.final_norms)
-        self._write("", head)
+        self._shards.write("", head)
         if any(isinstance(layer.tensor, CodesInFile) for layer in head.values()):
-            self._codes.unlink()
+            self._shards.head_codes.unlink()
         return self._ledger.report()
-
-    def _restore(self) -> int:
-        """How many shards an earlier run has written."""
-        steps = self._journal.steps if self._journal else ()
-        for step in steps:
-            self._writer.restore(step["shard"])
-            self._ledger.restore(step["ledger"])
-        blocks = min(len(steps), self._blocks)
-        self._done = blocks * sum(len(group) for group in self._groups)
-        return len(steps)
 
     def _calibration(self, head: Mapping[str, QuantizedLayer], tokens: npt.NDArray[np.int64]) -> Calibration:
         calibration = Calibration(self._shell(), tokens, partial(self._embedded, head))
         if self._journal and (hidden := self._journal.hidden()):
             calibration.hidden = hidden
         return calibration
-
-    @property
-    def _head_wants_data(self) -> bool:
-        return self._wants_inputs(HEAD)
-
-    def _wants_inputs(self, module: str) -> bool:
-        """Whether a linear's true inputs have to be seen: their second moments, or the range of a static scale."""
-        assignment = self._assignments[module]
-        return assignment.needs_calibration or (assignment.static_input and module not in self._input_scales)
-
-    def _calibrated_blocks(self) -> int:
-        """How many blocks, from the first on, the calibration text has to run through."""
-        if self._head_wants_data:
-            return self._blocks
-        needing = [
-            index
-            for index in range(self._blocks)
-            if any(self._wants_inputs(name) for name in self._assignments if name.startswith(_prefix(index)))
-        ]
-        return needing[-1] + 1 if needing else 0
 
     def _shell(self) -> NetworkShell:
         shell = NetworkShell(self._source, without=(EMBEDDING, HEAD))
@@ -215,29 +183,29 @@ class _Run:
 
     def _embedded(self, head: Mapping[str, QuantizedLayer], numbers: Tensor) -> Tensor:
         """Rows of the embedding that will run, which is the quantized head where they are tied."""
-        if self._tied and head:
+        if self._shards.tied and head:
             return dequantized_rows(head[HEAD].tensor, numbers)
         return torch.from_numpy(read_rows_of(self._source, f"{EMBEDDING}.weight", numbers.numpy()))
 
     def _plain_block(self, index: int) -> dict[str, QuantizedLayer]:
         done: dict[str, QuantizedLayer] = {}
         for group in self._groups:
-            done |= self._quantize([_prefix(index) + path for path in group], None)
+            done |= self._quantize([block_prefix(index) + path for path in group], None)
         return done
 
     def _calibrated_block(self, index: int, calibration: Calibration, *, advance: bool) -> dict[str, QuantizedLayer]:
-        prefix = _prefix(index)
+        prefix = block_prefix(index)
         left = [path for group in self._groups for path in group]
         done: dict[str, QuantizedLayer] = {}
-        refined = [prefix + path for path in left if self._refines(prefix + path)]
+        refined = [prefix + path for path in left if self._needs.refined(prefix + path)]
         linears: dict[str, Refinable] = {}
         with calibration.shell.block(index) as block:
-            examples = calibration.examples(block, self._steps(refined)) if refined else []
+            examples = calibration.examples(block, self._needs.examples(refined)) if refined else []
             for group in self._groups:
                 modules = [prefix + path for path in group]
                 inputs = partial(calibration.inputs_of, block, group[0])
                 hessian = None
-                if any(self._assignments[module].needs_calibration for module in modules):
+                if self._needs.moments(modules):
                     hessian = Hessian(modules[0])
                     inputs(hessian.add)
                 weights = {prefix + path: block.get_parameter(f"{path}.weight").data for path in group}
@@ -263,15 +231,6 @@ class _Run:
                 calibration.advance(block, prefix.rstrip("."))
         return done
 
-    def _refines(self, module: str) -> bool:
-        assignment = self._assignments[module]
-        return assignment.quantizer == "autoround" and assignment.scheme is not None
-
-    def _steps(self, modules: Sequence[str]) -> int:
-        """How many sequences the refinement of these linears can meet."""
-        options = [self._assignments[module].options for module in modules]
-        return max(each.iterations * each.batch for each in options)
-
     def _quantize(
         self,
         modules: Sequence[str],
@@ -287,63 +246,25 @@ class _Run:
             return quantize_linears(assignments, given, matrix, self._input_scales, self._seed, inputs)
 
         piece = HEAD_PIECE_ELEMENTS * (1 if hessian is None else HEAD_PIECES_PER_FACTOR)
-        pieces = list(row_pieces(self._shapes[self._weight(modules[0])], piece=piece))
+        pieces = list(row_pieces(self._shards.shape(modules[0]), piece=piece))
         if list(modules) == [HEAD] and len(pieces) > 1 and divisible(assignments[0]):
-            layers = {HEAD: quantize_in_rows(pieces, self._read_head, lambda w: quantize({HEAD: w})[HEAD], self._codes)}
+            codes = self._shards.head_codes
+            layers = {HEAD: quantize_in_rows(pieces, self._read_head, lambda w: quantize({HEAD: w})[HEAD], codes)}
         else:
-            names = [a.module for a in assignments if a.scheme is not None]
-            read = {name: torch.from_numpy(self._source.read(self._weight(name))) for name in names if not weights}
+            names = [] if weights else [a.module for a in assignments if a.scheme is not None]
+            read = {name: torch.from_numpy(self._source.read(self._shards.weight(name))) for name in names}
             layers = quantize(weights or read)
         self._done += len(modules)
         self._progress(self._done, len(self._assignments), modules[-1])
         return layers
 
-    def _weight(self, module: str) -> str:
-        return f"{EMBEDDING if module == HEAD and self._tied else module}.weight"
-
     def _read_head(self, rows: slice) -> Tensor:
-        return torch.from_numpy(self._source.read_rows(self._weight(HEAD), rows.start, rows.stop))
-
-    @property
-    def _codes(self) -> Path:
-        """Where a large head's codes lie until they are written."""
-        return self._writer.folder / "head.codes"
-
-    def _write(self, prefix: str, layers: Mapping[str, QuantizedLayer], hidden: Sequence[Tensor] = ()) -> None:
-        """One shard: the quantized linears, and the tensors under `prefix` ("": outside all blocks) left in float.
-
-        Args:
-            prefix: of the shard's modules.
-            layers: the linears by module.
-            hidden: what the next block reads, for the journal.
-        """
-        replaced = {self._weight(module) for module in layers}
-        names = [n for n in self._source.names() if n not in replaced and n.startswith(prefix)]
-        if not prefix:
-            names = [n for n in names if not n.startswith(BLOCKS)]
-        floats = {name: float_tensor(self._source, name, self._shapes[name]) for name in names}
-        shard = self._writer.add({module: layer.tensor for module, layer in layers.items()}, floats)
-        for module, layer in layers.items():
-            self._ledger.quantized(module, layer.tensor, layer.record)
-        for name, tensor in floats.items():
-            self._ledger.kept(name, tensor)
-        if self._journal:
-            self._journal.save(shard, self._ledger.take(), hidden)
-
-
-def _prefix(index: int) -> str:
-    return f"{BLOCKS}{index}."
+        return torch.from_numpy(self._source.read_rows(self._shards.weight(HEAD), rows.start, rows.stop))
 
 
 def _install(block: nn.Module, prefix: str, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Put quantized linears in the place of float ones; those with the same input arithmetic share its result."""
-    quantizers: dict[object, InputQuantizer] = {}
-    transforms: dict[str, InputTransform] = {}
+    """Put quantized linears in the place of float ones that read one input."""
+    shared = SharedInputs()
     for module, layer in layers.items():
-        tensor = layer.tensor
-        quantize = quantizers.setdefault((tensor.site, tensor.scheme.input), input_quantizer(tensor))
-        transform = None
-        if tensor.transform is not None:
-            transform = transforms.setdefault(tensor.site, InputTransform(tensor.transform.input))
         parent, leaf = parent_of(block, module.removeprefix(prefix))
-        setattr(parent, leaf, QuantizedLinear(tensor, getattr(parent, leaf).bias, quantize, transform))
+        setattr(parent, leaf, shared.linear(layer.tensor, getattr(parent, leaf).bias))

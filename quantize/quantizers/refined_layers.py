@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qtool.quantize.artifacts.rule import QuantizerOptions
 from qtool.quantize.quantizers.block_refinement import Example, refine_block
-from qtool.quantize.quantizers.hessian import output_error
+from qtool.quantize.quantizers.hessian import output_error, squared_norm
 from qtool.quantize.quantizers.layers import QuantizedLayer
 from qtool.quantize.quantizers.numerics import Grid, decode
 from qtool.quantize.quantizers.signed_rounding import SignedRounding
@@ -86,10 +86,10 @@ def _refined(linear: Refinable, codes: Tensor, grid: Grid, share: float) -> Quan
     difference = decode(codes, grid, tensor.scheme.weight) - weight
     if tensor.low_rank is not None:
         difference = difference + tensor.low_rank.weight
-    power = float(weight.double().square().sum())
+    power = squared_norm(weight)
     record = replace(
         linear.layer.record,
-        weight_error=float(difference.double().square().sum()) / power if power > 0 else 0.0,
+        weight_error=squared_norm(difference) / power if power > 0 else 0.0,
         output_error=output_error(difference, weight, hessian),
         refined=share,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.artifacts.tensor_file import Streamed
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qtool.quantize.artifacts.granularity import PerGroup, group_size_of
+from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.scheme import TensorScheme
-from qtool.quantize.quantizers.numerics import Grid, code_dtype, in_16_bits, in_groups, lowest_code, zero_of
+from qtool.quantize.quantizers.numerics import Grid, as_stored, code_dtype, in_groups, lowest_code, zero_of
 
 HALF_CELL = 0.5 - 2.0**-10  # inside the cell, whichever way a tie rounds
 FACTORS = (0.5, 1.5)
@@ -119,6 +119,4 @@ class SignedRounding:
         return lowest_code(self._scheme) - zero, self._scheme.format.max_code - zero
 
     def _scale(self, part: slice) -> Tensor:
-        scale = self._grid.scale[part].unsqueeze(-1) * self._factor[part]
-        floats = self._scheme.scale == "float" and isinstance(self._scheme.granularity, PerGroup)
-        return in_16_bits(scale) if floats else scale
+        return as_stored(self._grid.scale[part].unsqueeze(-1) * self._factor[part], self._scheme)

@@ -20,14 +20,14 @@ from qtool.quantize.transforms.site_transform import Parts
 BLOCKS = (64, 32, 16)
 
 
-def block_for(width: int) -> int:
-    """The widest of BLOCKS that divides a width.
+def block_for(width: int, widest: int | None = None) -> int:
+    """The widest of BLOCKS that divides a width, no wider than `widest`.
 
     Raises:
         InputRefused: when none does.
     """
     for block in BLOCKS:
-        if width % block == 0:
+        if width % block == 0 and block <= (widest or block):
             return block
     raise InputRefused(f"width {width}", "does not divide by 16", "use the whole-width rotation, or none")
 

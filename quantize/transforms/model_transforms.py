@@ -51,7 +51,6 @@ MODEL_TRANSFORMS: Mapping[str, Callable[[WeightSource, Context], TransformedSour
     "rotate": lambda source, context: rotate(source, seed=context.seed),
     "smooth": _smooth,
 }
-NEED_CALIBRATION = frozenset({"smooth"})
 
 
 def transform_model(

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, load_network, replace_module
 from qtool.quantize.artifacts.quantized_cache import quantize_cache
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 from qtool.runtime.session import IntArray, check_tokens
 

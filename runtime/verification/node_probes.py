@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 
 from qtool.errors import InputRefused
-from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.quantized_linear import input_quantizer
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.weights import FloatArray
 from qtool.runtime.verification.node_model import PackageGraph
 from qtool.runtime.verification.probe_inputs import block_exponents, probe_inputs

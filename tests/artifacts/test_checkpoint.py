@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from qtool.errors import InputRefused
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.quantizers.numerics import choose_grid, encode

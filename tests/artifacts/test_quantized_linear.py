@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qtool.kernels.dequantize_weight import widen_to_e4m3
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.quantized_linear import InputQuantizer, QuantizedLinear
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import layer_scheme
 from qtool.quantize.quantizers.numerics import choose_grid, encode
 

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from qtool.errors import InputRefused
 from qtool.kernels.small_floats import power_of_two
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.artifacts.stored_scale import STORED_SCALES

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from qtool.cli.main import main
+from qtool.quantize.quantizers.run_journal import RunJournal
 
 Make = Callable[..., Path]
 SCHEME = ("--scheme", "W4A4", "--group-size", "32", "--lm-head", "float", "--threads", "1")
@@ -30,7 +32,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_a_plan_is_an_artifact_whose_recipe_repeats_it(run: Run, tiny_model: Make, tmp_path: Path) -> None:
+save = RunJournal.save
+
+
+def stopped_after_saving(journal: RunJournal, *shard: Any) -> None:
+    save(journal, *shard)
+    raise KeyboardInterrupt
+
+
+def test_a_plan_is_an_artifact_whose_recipe_repeats_it(
+    run: Run, tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model("llama")
     budget = ("--max-bits", "6.5", "--max-slowdown", "3")
     code, printed, _ = run("plan", model, "-o", tmp_path / "plan", *SCHEME, *TEXT, *budget, "--json")
@@ -44,13 +56,18 @@ def test_a_plan_is_an_artifact_whose_recipe_repeats_it(run: Run, tiny_model: Mak
         assert run("quantize", model, "-o", tmp_path / name, *given, *TEXT)[0] == 0
     first, second = ((tmp_path / name / "manifest.json").read_bytes() for name in ("first", "second"))
     assert first == second
-    code, printed, _ = run("quantize", model, "-o", tmp_path / "auto", *SCHEME, *TEXT, *budget, "--auto")
+    auto = ("quantize", model, "-o", tmp_path / "auto", *SCHEME, *TEXT, *budget, "--auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunJournal, "save", stopped_after_saving)
+        assert run(*auto)[0] == 130
+    code, printed, err = run(*auto)
     assert code == 0
+    assert "continuing after shard 1" in err
     assert "as asked" in printed and "kept" in printed
-    auto = json.loads((tmp_path / "auto" / "manifest.json").read_text())
-    assert auto["recipe"] == answer["recipe"]
+    manifest = json.loads((tmp_path / "auto" / "manifest.json").read_text())
+    assert manifest["recipe"] == answer["recipe"]
     same = json.loads(first)["files"]
-    assert {n: f for n, f in auto["files"].items() if n.startswith("tensors")} == {
+    assert {n: f for n, f in manifest["files"].items() if n.startswith("tensors")} == {
         n: f for n, f in same.items() if n.startswith("tensors")
     }
     assert json.loads((tmp_path / "auto" / "plan.json").read_text())["recipe"] == answer["recipe"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,12 @@ import torch
 
 from qtool.cli import foretold
 from qtool.cli.main import main
+from qtool.quantize.artifacts import tensor_file
+from qtool.quantize.artifacts.stored_scale import STORED_SCALES
 from qtool.quantize.inputs.source_model import SourceModel
+from qtool.quantize.planner import forecast, forecast_refinement
+from qtool.quantize.planner.forecast_size import SCALES
+from qtool.quantize.quantizers import block_refinement, gptq, pipeline
 
 Make = Callable[..., Path]
 TEXT = "".join(f"Line {i} says {i * 7919 % 1000}.\n" for i in range(400))
@@ -126,6 +130,38 @@ def test_no_weight_is_read(
     assert "within a factor of two" in printed
 
 
+def test_the_forecast_counts_with_the_runs_own_numbers() -> None:
+    """It repeats them, because it must not import torch."""
+    assert forecast.ROWS_AT_ONCE == gptq.CHUNK_ROWS
+    assert (forecast.LARGE_ELEMENTS, forecast.PIECE_ELEMENTS) == (
+        tensor_file.LARGE_ELEMENTS,
+        tensor_file.PIECE_ELEMENTS,
+    )
+    assert (forecast_refinement.PROBES, forecast_refinement.LOOKS, forecast_refinement.LOOKED_AT) == (
+        block_refinement.PROBES,
+        block_refinement.LOOKS,
+        block_refinement.LOOKED_AT,
+    )
+    assert pipeline.HEAD_PIECE_ELEMENTS == forecast.PIECE_ELEMENTS
+    for name, form in STORED_SCALES.items():
+        for n, g in ((3, 1), (4, 7)):
+            assert {key: shape for key, (_, shape) in SCALES[name](n, g, True).items()} == form.shapes(n, g)
+
+
+def test_as_much_text_is_assumed_as_quantize_would_read(
+    run: Callable[..., tuple[int, str]], tiny_model: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_model())
+
+    def operations(*options: str) -> float:
+        with pytest.raises(SystemExit) as stopped:
+            main(["plan", model, "--dry-run", "--scheme", "W4A8", "--json", *options])
+        assert stopped.value.code == 0
+        return float(json.loads(capsys.readouterr().out)["operations"])
+
+    assert operations() == operations("--sequences", "64") > operations("--sequences", "32")
+
+
 def test_without_dry_run_it_is_refused(run: Callable[..., tuple[int, str]], tiny_model: Make) -> None:
     assert run("plan", str(tiny_model()), "--scheme", "W4A8")[0] == 2
 
@@ -140,7 +176,15 @@ def test_more_work_takes_longer(run: Callable[..., tuple[int, str]], tiny_model:
         return found
 
     assert operations(small) < operations(large)
-    assert operations(small, "--quantizer", "rtn") < operations(small)
+    assert operations(small, "--quantizer", "rtn") < operations(small) < operations(small, "--quantizer", "autoround")
+
+
+# A process counts its parent's memory at its start as its own peak: the parent must be a small one, not the tests.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 @pytest.mark.parametrize("quantizer", ["gptq", "rtn"])
@@ -153,8 +197,5 @@ def test_the_peak_memory_is_what_a_process_reaches(tiny_model: Make, tmp_path: P
     program = [sys.executable, "-P", "-m", "qtool.cli"]
     planned = subprocess.run([*program, "plan", str(model), "--dry-run", *options], check=True, capture_output=True)
     command = [*program, "quantize", str(model), "-o", str(tmp_path / "out"), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    assert json.loads(planned.stdout)["peak_memory_bytes"] == pytest.approx(used.ru_maxrss * 1024, rel=0.3)
+    measured = subprocess.run([sys.executable, "-P", "-c", PEAK, *command], check=True, capture_output=True)
+    assert json.loads(planned.stdout)["peak_memory_bytes"] == pytest.approx(int(measured.stdout) * 1024, rel=0.3)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.manifest import Manifest
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.transforms.block_hadamard import BlockHadamard

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qtool.errors import GateFailed, InputRefused, UsageError
+from qtool.errors import GateFailed, InputRefused, QtoolError, UsageError
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.planner.budget import Budget
 from qtool.quantize.planner.candidates import AS_ASKED, candidates
@@ -16,7 +16,7 @@ from qtool.quantize.planner.steps import Measured, Step, run_steps
 from qtool.quantize.planner.trial import Trial
 
 ASKED = Recipe.preset("W4A8", activation="per_token", lm_head="float")
-NAMES = {c.name: c for c in candidates(ASKED.rules[0])}
+NAMES = {c.name: c for c in candidates(ASKED)}
 SITES = [("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"), ("model.layers.10.mlp.down_proj",)]
 
 
@@ -101,12 +101,13 @@ def test_within_the_noise_is_not_better() -> None:
     assert [step.kept for step in run_steps(decisions(budget), ASKED, budget, measure)][1] is False
 
 
-def test_what_the_model_refuses_is_written_down_and_passed_over() -> None:
+@pytest.mark.parametrize("refusal", [InputRefused, UsageError])
+def test_what_the_model_refuses_is_written_down_and_passed_over(refusal: type[QtoolError]) -> None:
     budget = Budget(max_bits=5.1)
 
     def measure(name: str, recipe: Recipe) -> Measured:
         if "rotate" in recipe.model:
-            raise InputRefused("rotate", "a gain stands in the way", "leave it out")
+            raise refusal("rotate", "a gain stands in the way", "leave it out")
         return measured(0.1 if name == AS_ASKED else 0.05)
 
     steps = run_steps(decisions(budget), ASKED, budget, measure)

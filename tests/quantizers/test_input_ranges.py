@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from qtool.errors import InputRefused, UsageError
 from qtool.kernels.quantize_activation import fake_quantize_fp8_static, fake_quantize_int8_static
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.formats import FP8_E4M3, INT8
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.network import load_network

@@ -12,7 +12,7 @@ import torch
 
 from qtool.quantize.architectures import architecture_of, linear_names
 from qtool.quantize.artifacts import tensor_file
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.store import stage

@@ -12,10 +12,12 @@ import torch
 
 from qtool.errors import InputRefused, UsageError
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.network import load_network, replace_module
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.store import stage

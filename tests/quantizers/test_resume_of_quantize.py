@@ -20,7 +20,7 @@ import torch
 from qtool.cli.main import main
 from qtool.quantize.architectures import architecture_of, linear_names
 from qtool.quantize.artifacts import store
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.journal import LIST, Journal
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.recipe import Recipe

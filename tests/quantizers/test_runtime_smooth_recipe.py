@@ -14,7 +14,8 @@ from torch import nn
 from qtool.errors import InputRefused, UsageError
 from qtool.kernels.quantize_activation import fake_quantize_int4
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
 from qtool.quantize.artifacts.recipe import Recipe

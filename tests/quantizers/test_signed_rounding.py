@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from qtool.errors import UsageError
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.network import NetworkShell, replace_module, run_block
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.recipe import Recipe
+from qtool.quantize.artifacts.rule import Rule
 from qtool.quantize.artifacts.scheme import TensorScheme, layer_scheme
 from qtool.quantize.inputs import open_model
 from qtool.quantize.quantizers import QuantizationReport, quantize_model
@@ -282,3 +283,12 @@ def test_a_head_is_in_no_block(tiny_model: Make) -> None:
 def test_float_formats_are_refused() -> None:
     with pytest.raises(UsageError, match="integer weights only"):
         Recipe.preset("MXFP4", quantizer="autoround")
+    first = {"match": "*", "scheme": "W4A8", "quantizer": "autoround"}
+    second = {"match": "*.o_proj", "scheme": "W4A8_FP", "quantizer": "autoround"}
+    with pytest.raises(UsageError, match="autoround with W4A8_FP"):
+        Recipe.from_data({"rules": [first, second]})
+    # A rule that was put together past the recipe's own check is met by the assignment.
+    recipe = Recipe.from_data({"rules": [first]})
+    past = recipe.model_copy(update={"rules": (Rule.model_validate(second),)})
+    with pytest.raises(UsageError, match="integer weights only"):
+        past.assign(["model.layers.0.self_attn.o_proj"])

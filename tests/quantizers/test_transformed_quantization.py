@@ -12,7 +12,8 @@ import torch
 
 from qtool.errors import InputRefused, UsageError
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.statistics import Statistics
@@ -206,3 +207,55 @@ def test_a_head_that_is_also_the_embedding_is_not_transformed(
     assert checkpoint.quantized(SITE).transform is not None
     spread = logits(source).max() - logits(source).min()
     assert (logits(checkpoint) - logits(source)).abs().max() < 0.1 * spread
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more", "block"),
+    [
+        ("MXFP4", {}, 32),
+        ("MXFP4A16", {}, 32),
+        ("NVFP4", {}, 16),
+        ("W4A8", {"scale": "e8m0", "group_size": 32}, 64),
+        ("W4A8", {"group_size": 32}, 64),
+    ],
+)
+@pytest.mark.parametrize("transform", ["hadamard", "quad"])
+def test_a_rotation_stays_inside_the_blocks_of_a_block_format(
+    tiny_model: Make, tmp_path: Path, scheme: str, more: dict[str, Any], block: int, transform: str
+) -> None:
+    source = open_model(str(tiny_model("llama", num_hidden_layers=1)))
+    checkpoint, _ = build(tmp_path / "out", source, scheme, transform=transform, rank=8, quantizer="rtn", **more)
+    found = checkpoint.site_transform(SITE)
+    assert found is not None and found[1].header()["block"] == block
+
+
+def test_one_input_under_rotations_of_two_widths(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model("llama", num_hidden_layers=1)))
+    shared = {"transform": "hadamard", "quantizer": "gptq"}
+    recipe = Recipe.from_data(
+        {
+            "rules": [
+                {"match": "*", "scheme": "MXFP4", **shared},
+                {"match": "*.k_proj", "scheme": "W8A8", "group_size": 32, **shared},
+            ],
+            "ignore": ["lm_head"],
+        }
+    )
+    with stage(tmp_path / "out") as staging:
+        writer = CheckpointWriter(staging.path, source.config)
+        quantize_model(
+            source,
+            assignments=recipe.assign(linear_names(source.config)),
+            groups=architecture_of(source.config).linear_groups,
+            tokens=TOKENS,
+            statistics=None,
+            writer=writer,
+            progress=lambda *_: None,
+        )
+        staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
+    checkpoint = QuantizedCheckpoint(tmp_path / "out")
+    wide = checkpoint.site_transform(SITE.replace("q_proj", "k_proj"))
+    narrow = checkpoint.site_transform(SITE)
+    assert wide is not None and narrow is not None and wide[0] != narrow[0]
+    assert (wide[1].header()["block"], narrow[1].header()["block"]) == (64, 32)
+    assert error(checkpoint, source) < 0.2

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.manifest import Manifest, Parent
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.artifacts.weights import WeightSource

@@ -15,8 +15,9 @@ import torch
 from onnx import numpy_helper
 
 from qtool.errors import InputRefused
-from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint, QuantizedTensor
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.manifest import Manifest, Parent
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import layer_scheme
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.transforms.directions import second_moment_of

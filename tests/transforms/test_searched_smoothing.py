@@ -14,7 +14,8 @@ from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts.checkpoint import CheckpointWriter, QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.network import load_network
 from qtool.quantize.artifacts.recipe import Recipe

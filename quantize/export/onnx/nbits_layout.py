@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qtool.kernels.pack import pack_int4
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
 from qtool.quantize.artifacts.granularity import group_size_of
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 
 Bytes = npt.NDArray[np.uint8]
 

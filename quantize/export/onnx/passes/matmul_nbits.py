@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import onnx_ir as ir
 
-from qtool.quantize.artifacts.checkpoint import QuantizedTensor
+from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.export.onnx.cpu_target import nbits_for
 from qtool.quantize.export.onnx.linears import (
     Linear,
