@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: *##/\t/; s/: .*##/\t/' | expand -t 12
 
-demo: $(READY)   ## the whole line on a real model, about ten minutes
+demo: $(READY)   ## the whole line on a real model, about twelve minutes
 	$(BIN)/python bench/demo.py
 
 test: $(READY) lint ## lints, types, import rules and all tests

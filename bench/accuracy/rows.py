@@ -26,6 +26,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "hadamard": {"transform": "hadamard"},
     "rotate + hadamard": {**ROTATE, "transform": "hadamard"},
     "rotate + hadamard, unclipped": {**ROTATE, "transform": "hadamard", "activation_clip": 1.0},
+    "hadamard + RRS": {"transform": "hadamard", "runtime_smooth": "robust"},
+    "hadamard + RRS, frozen": {"transform": "hadamard", "runtime_smooth": "frozen"},
     "rotate + RRS": {**ROTATE, "transform": "hadamard", "runtime_smooth": "robust"},
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
