@@ -179,7 +179,7 @@ def command(
         if journal.note or journal.steps:
             notes((journal.note or f"continuing after shard {len(journal.steps)} of an interrupted run",))
         kept = RunJournal(journal)
-        writer = CheckpointWriter(kept.folder, float_model.config)
+        writer = CheckpointWriter(kept.folder, float_model.config, rules.kv)
         with progress("quantize") as report_progress:
             report = quantize_model(
                 float_model,
@@ -210,7 +210,6 @@ def command(
                 parents=tuple(parents),
                 details={
                     **writer.details,
-                    **({"kv": rules.kv.model_dump(mode="json")} if rules.kv else {}),
                     "report": report.to_json(),
                     "threads": threads,
                     "calibration_windows": list(tokens.windows) if tokens is not None else [],

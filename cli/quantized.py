@@ -38,7 +38,7 @@ def quantized(
     assignments = recipe.assign(linear_names(source.config))
     model, _ = transformed_model(source, recipe, assignments, tokens)
     with stage(folder) as staging, progress(f"quantize: {title}") as report_progress:
-        writer = CheckpointWriter(staging.path, model.config)
+        writer = CheckpointWriter(staging.path, model.config, recipe.kv)
         report = quantize_model(
             model,
             assignments=assignments,
@@ -50,6 +50,5 @@ def quantized(
             seed=recipe.seed,
             kv=recipe.kv,
         )
-        kv = {"kv": recipe.kv.model_dump(mode="json")} if recipe.kv else {}
-        staging.commit(Manifest(kind="checkpoint", details={**writer.details, **kv}))
+        staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
     return QuantizedCheckpoint(folder, verify=False), report

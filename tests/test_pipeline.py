@@ -32,8 +32,12 @@ def line(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Pa
     """A folder with model, statistics, checkpoint and package of one small run."""
     folder = tmp_path_factory.mktemp("line")
     model = write_model(folder / "model")
+    # A text of the test's own: what a tiny random model's few roundings do must not change with the built-in one.
+    text = folder / "calibration.txt"
+    text.write_text("\n\n".join(f"In {year} the river rose {year % 7} feet and fell." for year in range(1800, 2000)))
     assert qtool("measure", model, "-o", folder / "stats", *SMALL) == 0
-    assert qtool("quantize", model, "-o", folder / "checkpoint", "--scheme", "W4A8", "--group-size", "32", *SMALL) == 0
+    scheme = ("--scheme", "W4A8", "--group-size", "32", "--text", text)
+    assert qtool("quantize", model, "-o", folder / "checkpoint", *scheme, *SMALL) == 0
     assert qtool("export", folder / "checkpoint", "-o", folder / "package", "--threads", "1") == 0
     return folder
 
@@ -139,9 +143,11 @@ def test_static_activations_take_statistics_of_this_model_or_measure(
 def test_scoring_text_that_was_calibrated_on_is_refused(line: Path, tmp_path: Path) -> None:
     from qtool.quantize.inputs import builtin_text
 
+    checkpoint = tmp_path / "checkpoint"
+    assert qtool("quantize", line / "model", "-o", checkpoint, "--scheme", "W4A8", "--group-size", "32", *SMALL) == 0
     text = tmp_path / "same.txt"
     text.write_text(builtin_text("calibration")[:4000], encoding="utf-8")
-    assert qtool("evaluate", line / "checkpoint", "--text", text, "--sequences", "2", "--length", "32") == 3
+    assert qtool("evaluate", checkpoint, "--text", text, "--sequences", "2", "--length", "32") == 3
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])

@@ -18,7 +18,7 @@ import sys
 import venv
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cpu import write_hf_folder
-from transforms import LENGTH, ROOT, SCORED, Recorded, halves
+from recorded import Recorded
+from transforms import LENGTH, ROOT, SCORED, halves
 
 from qtool.quantize.inputs import open_model, tokenize
 from qtool.runtime.evaluate import evaluate
@@ -100,32 +101,6 @@ def version_of(package: str, python: Path) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-class Logits:
-    """Logits that a peer wrote, as a session: rows are asked for in the order in which they were scored."""
-
-    max_length = None
-
-    def __init__(self, path: Path, tokens: Any) -> None:
-        self._logits = np.load(path, mmap_mode="r")
-        self._rows = {row.tobytes(): i for i, row in enumerate(tokens)}
-        self.vocab_size, self.description = int(self._logits.shape[2]), "the peer"
-
-    def prefill(self, tokens: Any) -> Any:
-        return np.asarray(self._logits[self._rows[tokens[0].tobytes()]])[None]
-
-    def decode(self, tokens: Any) -> Any:
-        raise NotImplementedError("rows are scored by prefill")
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
 def row_of(name: str, scored: Any, reference: Recorded, options: argparse.Namespace) -> dict[str, Any]:
     """Install, quantize and score one peer."""
     package, settings = PEERS[name]
@@ -142,7 +117,7 @@ def row_of(name: str, scored: Any, reference: Recorded, options: argparse.Namesp
     except Failed as failure:
         return {**row, "error": str(failure)}
     facts = json.loads((work / "facts.json").read_text())
-    result = evaluate(Logits(work / "logits.npy", scored), scored, reference=reference)
+    result = evaluate(Recorded(scored, np.load(work / "logits.npy", mmap_mode="r"), name), scored, reference=reference)
     (work / "logits.npy").unlink()
     assert result.reference_perplexity is not None
     return {
@@ -182,7 +157,7 @@ def main() -> None:
     np.save(options.work / "calibration.npy", calibration)
     np.save(options.work / "scored.npy", scored)
     with ReferenceSession(source) as session:
-        reference = Recorded(session, scored)
+        reference = Recorded.of(session, scored)
     for name in options.peer:
         if name in done:
             continue

@@ -14,9 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from planted import planted
+from recorded import Recorded
 from rows import METHODS, QUANTIZERS, SCHEMES, Row, rows
 
 import qtool
@@ -38,32 +38,6 @@ from smollm2 import fetch
 
 ROOT = Path(__file__).parents[2]
 SCORED, LENGTH = 16, 512
-
-
-class Recorded:
-    """A session that repeats another's logits: the float model runs once for all rows."""
-
-    def __init__(self, session: ReferenceSession, tokens: Any) -> None:
-        self.vocab_size, self.description, self.max_length = session.vocab_size, session.description, None
-        self._logits = {}
-        for row in tokens:
-            session.reset()
-            self._logits[row.tobytes()] = session.prefill(row[None])
-
-    def prefill(self, tokens: Any) -> Any:
-        return self._logits[tokens[0].tobytes()]
-
-    def decode(self, tokens: Any) -> Any:
-        raise NotImplementedError("rows are scored by prefill")
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 def run(
@@ -126,21 +100,22 @@ def main() -> None:
     calibration = tokenize(source.tokenizer_files, text, sequences=options.sequences, **size)
     scored = tokenize(source.tokenizer_files, scoring, sequences=SCORED, **size).ids
     with ReferenceSession(source) as session:
-        reference = Recorded(session, scored)
+        reference = Recorded.of(session, scored)
     subject = planted(source) if options.planted else source
     done: set[str] = set()
     if options.output.exists():
         done = {json.loads(line)["row"] for line in options.output.read_text().splitlines()}
 
-    @lru_cache(maxsize=1)
-    def planner(digest: str) -> Planner:
-        return Planner(subject, asked[digest], calibration, mixed=False, threads=torch.get_num_threads())
+    planners: dict[str, Planner] = {}
 
     def planner_for(recipe: Recipe) -> Planner:
-        asked[recipe.digest] = recipe
-        return planner(recipe.digest)
+        """One at a time: two budgets of one recipe come one after the other."""
+        if recipe.digest not in planners:
+            planners.clear()
+            threads = torch.get_num_threads()
+            planners[recipe.digest] = Planner(subject, recipe, calibration, mixed=False, threads=threads)
+        return planners[recipe.digest]
 
-    asked: dict[str, Recipe] = {}
     for row in rows(options.scheme, options.method, options.quantizer):
         name = f"{row.name} | {options.calibration}" + (" | planted" if options.planted else "")
         if name in done:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.tensor_file import DTYPE_NAMES, Streamed, row_pieces, write_tensors
 from qtool.quantize.artifacts.weights import WeightSource
@@ -19,11 +20,18 @@ DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.ite
 
 class CheckpointWriter:
     """Writes a checkpoint's tensors into a staging folder, one numbered shard per call, so that a stage holds one
-    decoder block at a time. `details` is what the manifest needs to know of them."""
+    decoder block at a time. `details` is what the manifest needs to know of them.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    Args:
+        folder: the staging folder.
+        config: the model's.
+        kv: what the key-value cache will store; None: floats.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], kv: CacheScheme | None = None) -> None:
         self.folder = folder
         self._config = dict(config)
+        self._kv = kv
         self._shards = 0
         self._quantized: dict[str, dict[str, Any]] = {}
         self._floats: dict[str, str] = {}
@@ -67,8 +75,9 @@ class CheckpointWriter:
 
     @property
     def details(self) -> dict[str, Any]:
-        """The manifest's details: config, quantized modules with scheme and shape, float tensors with dtype."""
-        return {"config": self._config, "quantized": self._quantized, "float": self._floats}
+        """The manifest's details: config, quantized modules with scheme and shape, float tensors with dtype, cache."""
+        cache = {} if self._kv is None else {"kv": self._kv.model_dump(mode="json")}
+        return {"config": self._config, "quantized": self._quantized, "float": self._floats, **cache}
 
 
 def float_tensor(source: WeightSource, name: str, shape: Sequence[int]) -> Tensor | Streamed:

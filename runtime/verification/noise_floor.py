@@ -3,8 +3,7 @@
 Rounding activations to 8 bits is chaotic: a relative change of 1e-6 at the embedding flips a few roundings, and the
 blocks amplify them to a KL of about 4e-3 nats. No two correct runtimes agree better, so the whole model is judged
 by multiples of that distance, measured on the same tokens. A model without rounded activations has a floor of
-about zero; the small absolute terms then allow for float32 arithmetic in another order, and in a tiny model for one
-flip more or less among few. 1e-5 nats are a thousandth of what any low-bit scheme costs.
+about zero; the small absolute terms then allow for float32 arithmetic in another order.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from qtool.runtime.evaluate import DoubleArray, Evaluation
 
 FACTOR = 3.0
-KL_MARGIN = 1e-5
+KL_MARGIN = 1e-6
 LOSS_MARGIN = 1e-4
 SPREAD_MARGIN = 1e-3
 

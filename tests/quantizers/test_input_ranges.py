@@ -11,18 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qtool.cli.quantized import quantized
 from qtool.errors import InputRefused, UsageError
 from qtool.kernels.quantize_activation import fake_quantize_fp8_static, fake_quantize_int8_static
-from qtool.quantize.architectures import architecture_of, linear_names
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
-from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.formats import FP8_E4M3, INT8
-from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.network import load_network
 from qtool.quantize.artifacts.recipe import Recipe
-from qtool.quantize.artifacts.store import stage
-from qtool.quantize.inputs import open_model
-from qtool.quantize.quantizers import quantize_model
+from qtool.quantize.inputs import Tokens, open_model
 from qtool.quantize.quantizers.input_range import InputRange
 from qtool.runtime.reference import ReferenceSession
 
@@ -66,19 +62,8 @@ def test_nothing_but_zeros_and_what_is_not_finite() -> None:
 
 def build(folder: Path, source: Any, tokens: Any = TOKENS, **rule: Any) -> QuantizedCheckpoint:
     recipe = Recipe.preset("W8A8", activation="per_tensor", **rule)
-    with stage(folder) as staging:
-        writer = CheckpointWriter(staging.path, source.config)
-        quantize_model(
-            source,
-            assignments=recipe.assign(linear_names(source.config)),
-            groups=architecture_of(source.config).linear_groups,
-            tokens=tokens,
-            statistics=None,
-            writer=writer,
-            progress=lambda *_: None,
-        )
-        staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
-    return QuantizedCheckpoint(folder)
+    text = None if tokens is None else Tokens(ids=tokens, text_sha256="", tokenizer_sha256="", windows=())
+    return quantized(source, recipe, text, folder, title="test")[0]
 
 
 def logits(source: Any) -> torch.Tensor:

@@ -11,18 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from qtool.cli.quantized import quantized
 from qtool.errors import InputRefused, UsageError
 from qtool.kernels.quantize_activation import fake_quantize_int4
-from qtool.quantize.architectures import architecture_of, linear_names
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
-from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
-from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
-from qtool.quantize.artifacts.store import stage
-from qtool.quantize.inputs import open_model
-from qtool.quantize.quantizers import pipeline, quantize_model
+from qtool.quantize.inputs import Tokens, open_model
+from qtool.quantize.quantizers import pipeline
 from qtool.quantize.transforms.divide_channels import DivideChannels
 from qtool.quantize.transforms.then_divide import ThenDivide
 from qtool.runtime.reference.model import load_reference
@@ -35,19 +32,8 @@ DOWN = "model.layers.0.mlp.down_proj"
 def build(folder: Path, model: Path, **rule: Any) -> QuantizedCheckpoint:
     source = open_model(str(model))
     recipe = Recipe.preset("W4A4", lm_head="float", group_size=32, **rule)
-    with stage(folder) as staging:
-        writer = CheckpointWriter(staging.path, source.config)
-        quantize_model(
-            source,
-            assignments=recipe.assign(linear_names(source.config)),
-            groups=architecture_of(source.config).linear_groups,
-            tokens=TOKENS,
-            statistics=None,
-            writer=writer,
-            progress=lambda *_: None,
-        )
-        staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
-    return QuantizedCheckpoint(folder)
+    text = Tokens(ids=TOKENS, text_sha256="", tokenizer_sha256="", windows=())
+    return quantized(source, recipe, text, folder, title="test")[0]
 
 
 @pytest.mark.parametrize("form", ["robust", "published"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from qtool.cli.quantized import quantized
 from qtool.errors import InputRefused, UsageError
 from qtool.quantize.architectures import architecture_of, linear_names
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
@@ -19,7 +20,7 @@ from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.artifacts.weights import WeightSource
-from qtool.quantize.inputs import open_model
+from qtool.quantize.inputs import Tokens, open_model
 from qtool.quantize.measure import Text, measure
 from qtool.quantize.quantizers import QuantizationReport, quantize_model
 from qtool.quantize.transforms.model_transforms import Context, transform_model
@@ -189,19 +190,8 @@ def test_a_head_that_is_also_the_embedding_is_not_transformed(
     source = open_model(str(tiny_model()))
     rule = {"match": "*", "scheme": "W8A8", "quantizer": "rtn", "transform": transform, "rank": 8}
     recipe = Recipe.from_data({"rules": [rule]})
-    with stage(tmp_path / "out") as staging:
-        writer = CheckpointWriter(staging.path, source.config)
-        report = quantize_model(
-            source,
-            assignments=recipe.assign(linear_names(source.config)),
-            groups=architecture_of(source.config).linear_groups,
-            tokens=TOKENS,
-            statistics=None,
-            writer=writer,
-            progress=lambda *_: None,
-        )
-        staging.commit(Manifest(kind="checkpoint", details=writer.details))
-    checkpoint = QuantizedCheckpoint(tmp_path / "out")
+    text = Tokens(ids=TOKENS, text_sha256="", tokenizer_sha256="", windows=())
+    checkpoint, report = quantized(source, recipe, text, tmp_path / "out", title="test")
     assert any("its inputs as they are" in note for note in report.notes)
     assert checkpoint.quantized("lm_head").transform is None
     assert checkpoint.quantized(SITE).transform is not None

@@ -12,16 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qtool.cli.quantized import quantized
 from qtool.errors import UsageError
-from qtool.quantize.architectures import architecture_of, linear_names
+from qtool.quantize.architectures import linear_names
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
-from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
-from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.network import load_network
 from qtool.quantize.artifacts.recipe import Recipe
-from qtool.quantize.artifacts.store import stage
-from qtool.quantize.inputs import open_model
-from qtool.quantize.quantizers import quantize_model
+from qtool.quantize.inputs import Tokens, open_model
 from qtool.quantize.quantizers.search_rounding import search_rounding
 from qtool.quantize.transforms.measured_smoothing import smooth_searched
 from qtool.quantize.transforms.site_samples import site_samples
@@ -67,19 +64,8 @@ def loud(folder: Path) -> Path:
 
 def rounded(folder: Path, source: Any, scheme: str, **rule: Any) -> QuantizedCheckpoint:
     recipe = Recipe.preset(scheme, lm_head="float", quantizer="rtn", **rule)
-    with stage(folder) as staging:
-        writer = CheckpointWriter(staging.path, source.config)
-        quantize_model(
-            source,
-            assignments=recipe.assign(linear_names(source.config)),
-            groups=architecture_of(source.config).linear_groups,
-            tokens=TOKENS,
-            statistics=None,
-            writer=writer,
-            progress=lambda *_: None,
-        )
-        staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
-    return QuantizedCheckpoint(folder)
+    text = Tokens(ids=TOKENS, text_sha256="", tokenizer_sha256="", windows=())
+    return quantized(source, recipe, text, folder, title="test")[0]
 
 
 def logits(source: Any) -> Tensor:
