@@ -7,7 +7,9 @@ reference and of one subject are in memory at a time; softmaxes are taken in flo
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,8 @@ from qtool.quantize.artifacts.weights import FloatArray
 from qtool.runtime.session import IntArray, Session, check_tokens
 
 TOP = 16
-CHUNK_ELEMENTS = 2**21
+CHUNK_ELEMENTS = 2**18  # what stays in a core's cache
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 LOWEST = -60000.0
 Progress = Callable[[int, int, str], None]
 DoubleArray = npt.NDArray[np.float64]
@@ -144,14 +147,14 @@ class _Columns:
 
     def add(self, logits: FloatArray, targets: IntArray, reference: FloatArray | None, who: str) -> None:
         rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
-        pieces: list[tuple[npt.NDArray[Any], ...]] = []
-        for start in range(0, len(targets), rows):
+
+        def scored(start: int) -> tuple[npt.NDArray[Any], ...]:
             part = slice(start, min(start + rows, len(targets)))
-            subject = _log_softmax(logits[part], who)
-            piece: tuple[npt.NDArray[Any], ...] = (_losses(subject, targets[part]), *_top(subject))
-            if reference is not None:
-                piece += _against(subject, _log_softmax(reference[part], "the reference"), targets[part])
-            pieces.append(piece)
+            against = None if reference is None else reference[part]
+            return _score(logits[part], targets[part], against, who)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            pieces = list(pool.map(scored, range(0, len(targets), rows)))
         lists: tuple[list[Any], ...] = (
             self.losses,
             self.ids,
@@ -185,37 +188,54 @@ def _logits(session: Session, row: IntArray, *, by_decode: bool) -> FloatArray:
     return np.concatenate([first, *(session.decode(row[t : t + 1]).copy() for t in range(1, len(row) - 1))])
 
 
-def _log_softmax(logits: FloatArray, who: str) -> DoubleArray:
-    if not np.isfinite(logits).all():
-        raise InputRefused(who, "gives logits that are not finite", "verify the artifact")
-    values = logits.astype(np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
-    return values
+def _score(
+    logits: FloatArray, targets: IntArray, reference: FloatArray | None, who: str
+) -> tuple[npt.NDArray[Any], ...]:
+    """Columns of a few rows [R, V], in the order of `_Columns`."""
+    subject = Softmax.of(logits, who)
+    columns: tuple[npt.NDArray[Any], ...] = (subject.losses(targets),)
+    if reference is not None:
+        other = Softmax.of(reference, "the reference")
+        kl = np.einsum("rv,rv->r", other.shares, other.logprobs - subject.logprobs) / other.total
+        agree = reference.argmax(axis=1) == logits.argmax(axis=1)
+        columns = (*columns, kl.astype(np.float32), agree, other.losses(targets))
+    return (columns[0], *subject.top(logits), *columns[1:])
 
 
-def _losses(logprobs: DoubleArray, targets: IntArray) -> FloatArray:
-    return -np.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0].astype(np.float32)
+@dataclass(frozen=True)
+class Softmax:
+    """Rows [R, V] in float64: log probabilities, and probabilities before they are divided by their sum [R]."""
 
+    logprobs: DoubleArray
+    shares: DoubleArray
+    total: DoubleArray
 
-def _top(logprobs: DoubleArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
-    """The likeliest ids (ties to the smaller id), their log probabilities, and that of all the rest together."""
-    count = min(TOP, logprobs.shape[1] - 1)
-    order = np.argpartition(-logprobs, count, axis=1)
-    top, rest = order[:, :count], order[:, count:]
-    values = np.take_along_axis(logprobs, top, axis=1)
-    likeliest = np.lexsort((top, -values), axis=1)
-    top, values = np.take_along_axis(top, likeliest, axis=1), np.take_along_axis(values, likeliest, axis=1)
-    remaining = np.take_along_axis(logprobs, rest, axis=1)
-    peak = remaining.max(axis=1, keepdims=True)
-    others = peak + np.log(np.exp(remaining - peak).sum(axis=1, keepdims=True))
-    stored = np.concatenate([values, others], axis=1).clip(LOWEST, 0)
-    return top.astype(np.int32), stored.astype(np.float16)
+    @classmethod
+    def of(cls, logits: FloatArray, who: str) -> Softmax:
+        if not np.isfinite(logits).all():
+            raise InputRefused(who, "gives logits that are not finite", "verify the artifact")
+        logprobs = logits.astype(np.float64)
+        logprobs -= logprobs.max(axis=1, keepdims=True)
+        shares = np.exp(logprobs)
+        total = shares.sum(axis=1)
+        logprobs -= np.log(total)[:, None]
+        return cls(logprobs, shares, total)
 
+    def losses(self, targets: IntArray) -> FloatArray:
+        return -np.take_along_axis(self.logprobs, targets[:, None], axis=1)[:, 0].astype(np.float32)
 
-def _against(
-    subject: DoubleArray, reference: DoubleArray, targets: IntArray
-) -> tuple[FloatArray, npt.NDArray[np.bool_], FloatArray]:
-    kl = (np.exp(reference) * (reference - subject)).sum(axis=1)
-    agree = reference.argmax(axis=1) == subject.argmax(axis=1)
-    return kl.astype(np.float32), agree, _losses(reference, targets)
+    def top(self, logits: FloatArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
+        """The likeliest ids (ties to the smaller id), their log probabilities, and that of all the rest together.
+
+        Empties the shares of the likeliest: the rest is added up without them, not subtracted from 1.
+        """
+        count = min(TOP, logits.shape[1] - 1)
+        top = np.argpartition(logits, -count, axis=1)[:, -count:]
+        values = np.take_along_axis(self.logprobs, top, axis=1)
+        likeliest = np.lexsort((top, -values), axis=1)
+        top, values = np.take_along_axis(top, likeliest, axis=1), np.take_along_axis(values, likeliest, axis=1)
+        np.put_along_axis(self.shares, top, 0, axis=1)
+        with np.errstate(divide="ignore"):
+            others = np.log(self.shares.sum(axis=1) / self.total)
+        stored = np.concatenate([values, others[:, None]], axis=1).clip(LOWEST, 0)
+        return top.astype(np.int32), stored.astype(np.float16)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qtool.errors import InputRefused
-from qtool.runtime.evaluate import Evaluation, _top
+from qtool.runtime.evaluate import Evaluation, Softmax
 from qtool.runtime.gate import Limits, compare, kl_lower_bound
 from qtool.runtime.paired import paired_mean, student_quantile
 from qtool.runtime.report import EvaluationReport
@@ -27,7 +27,8 @@ def report(losses: np.ndarray, logits: np.ndarray | None = None, **changes: Any)
     if logits is None:
         logits = np.tile(np.linspace(3, 0, 40), (*shape, 1))
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    ids, top = _top(logprobs.reshape(-1, logits.shape[-1]))
+    flat = logprobs.reshape(-1, logits.shape[-1])
+    ids, top = Softmax.of(flat, "the subject").top(flat)
     evaluation = Evaluation(
         losses=losses.astype(np.float32),
         top_ids=ids.reshape(*shape, -1),
