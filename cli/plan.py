@@ -59,7 +59,7 @@ def command(
     With --dry-run: what `qtool quantize` with the same options, and its own defaults, will take. Size is counted and
     exact to a few percent; peak memory is within 30 %; time is rough, from the speed of one matrix product here.
     """
-    rules = recipe_of(recipe, preset)
+    rules = recipe_of(recipe, preset, planned=not dry_run)
     from qtool.quantize.architectures import require_quantizable
     from qtool.quantize.inputs import open_model
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qtool.cli.float_model import WeighedTokens
 from qtool.cli.progress import progress, table
 from qtool.cli.quantized import quantized
 
@@ -59,7 +60,7 @@ class Planner:
     def __init__(self, source: SourceModel, asked: Recipe, tokens: Tokens, *, mixed: bool, threads: int) -> None:
         import torch
 
-        from qtool.quantize.architectures import require_quantizable
+        from qtool.quantize.architectures import linear_names, require_quantizable
         from qtool.quantize.planner.plan import split, try_sites
 
         torch.set_num_threads(threads)
@@ -68,8 +69,18 @@ class Planner:
         self._fitted = dataclasses.replace(tokens, ids=fitted)
         self._measured: dict[str, Measured] = {}
         groups = require_quantizable(source.config).linear_groups
+        self._weighed = WeighedTokens(self._fitted)
+        token_weights = self._weighed.of(source, asked, asked.assign(linear_names(source.config)))
         with progress("try candidates") as report_progress:
-            self._sites = try_sites(source, asked, groups, tokens.ids, mixed=mixed, progress=report_progress)
+            self._sites = try_sites(
+                source,
+                asked,
+                groups,
+                tokens.ids,
+                mixed=mixed,
+                progress=report_progress,
+                token_weights=token_weights,
+            )
 
     def plan(self, budget: Budget) -> Plan:
         """Decide within a budget, measure whole recipes, and keep what helps."""
@@ -97,7 +108,7 @@ class Planner:
 
         with tempfile.TemporaryDirectory() as folder:
             into = Path(folder) / "checkpoint"
-            checkpoint, report = quantized(self._source, recipe, self._fitted, into, title=name)
+            checkpoint, report = quantized(self._source, recipe, self._fitted, into, title=name, weighed=self._weighed)
             with (
                 ReferenceSession(checkpoint) as session,
                 ReferenceSession(self._source) as reference,

@@ -87,6 +87,12 @@ class Smooth(click.ParamType[dict[str, Any]]):
 @click.option("--low-rank", type=click.IntRange(1, 512), help="Rank of a 16-bit correction of rounding errors.")
 @click.option("--kv", type=click.Choice(list(CACHE_FORMATS)), help="The key-value cache, per token and head.")
 @click.option("--kv-rotate", is_flag=True, help="Of --kv: Hadamard on queries and keys, online (R3).")
+@click.option(
+    "--token-weights",
+    type=click.Choice(["uniform", "gradient"]),
+    help="How much each calibration token counts: all the same (default), or by the model's gradients, in half as much "
+    "time again.",
+)
 @click.option("--lm-head", help="The head's scheme, or float; by default W8A8 under W4A8, float under W4A16 and FP8.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a name, * wildcards or re:REGEX.")
 @click.option("--seed", type=click.IntRange(0), help="Recorded in the recipe.")
@@ -119,14 +125,14 @@ def command(
     block is in memory at a time. An interrupted run continues when the same command is repeated; with --auto, the same
     plan is made again first.
     """
-    rules = recipe_of(recipe, preset)
+    rules = recipe_of(recipe, preset, planned=auto)
     from qtool.quantize.planner.budget import Budget
 
     budget = Budget(max_bits=max_bits, max_loss=max_loss, max_slowdown=max_slowdown)
     if not auto and (mixed or budget != Budget()):
         raise UsageError("--max-bits, --max-loss, --max-slowdown and --mixed", "are the planner's", "add --auto")
     from qtool.cli.corpus import load_tokens
-    from qtool.cli.float_model import transformed_model
+    from qtool.cli.float_model import WeighedTokens, transformed_model
     from qtool.cli.progress import notes, progress
     from qtool.quantize.architectures import linear_names, require_quantizable
     from qtool.quantize.artifacts.store import check_output, stage
@@ -166,6 +172,7 @@ def command(
         assignments = rules.assign(linear_names(source.config))
     float_model, chosen = transformed_model(source, rules, assignments, tokens)
     notes(chosen)
+    token_weights = WeighedTokens(tokens).of(float_model, rules, assignments)
     statistics = _statistics(statistics_path, float_model)
     decides = {
         "model": float_model.digest,
@@ -192,6 +199,7 @@ def command(
                 seed=rules.seed,
                 journal=kept,
                 kv=rules.kv,
+                token_weights=token_weights,
             )
         kept.finish()
         _write_companions(staging.path, rules, source)
@@ -222,8 +230,14 @@ def command(
     _print(output, report, manifest.digest, as_json)
 
 
-def recipe_of(path: Path | None, preset: dict[str, Any]) -> Recipe:
-    """The recipe that a file or the options describe; `preset` holds the options that were given, by parameter name."""
+def recipe_of(path: Path | None, preset: dict[str, Any], *, planned: bool) -> Recipe:
+    """The recipe that a file or the options describe.
+
+    Args:
+        path: of the file.
+        preset: the options that were given, by parameter name.
+        planned: for the planner, which takes gradients anyway: tokens are weighed by them where nothing else is said.
+    """
     from qtool.quantize.artifacts.recipe import Recipe
 
     given = {name: value for name, value in preset.items() if value not in (None, False, ())}
@@ -239,6 +253,8 @@ def recipe_of(path: Path | None, preset: dict[str, Any]) -> Recipe:
     if (size := given.pop("group_size", None)) is not None:
         given["group_size"] = int(size) if size.isdigit() else size
     given["symmetric"] = not given.pop("asymmetric", False)
+    if planned:
+        given.setdefault("token_weights", "gradient")
     rotate, smooth = given.pop("rotate", False), given.pop("smooth", {})
     given["model"] = [*(["fold_norms", "rotate"] if rotate else []), *(["smooth"] if smooth else [])]
     given |= smooth

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtool.cli.float_model import transformed_model
+from qtool.cli.float_model import WeighedTokens, transformed_model
 from qtool.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def quantized(
-    source: WeightSource, recipe: Recipe, tokens: Tokens | None, folder: Path, *, title: str
+    source: WeightSource,
+    recipe: Recipe,
+    tokens: Tokens | None,
+    folder: Path,
+    *,
+    title: str,
+    weighed: WeighedTokens | None = None,
 ) -> tuple[QuantizedCheckpoint, QuantizationReport]:
     """Quantize with a recipe into a folder that does not exist yet.
 
@@ -27,6 +33,7 @@ def quantized(
         tokens: calibration text; None for recipes that need none.
         folder: where the checkpoint goes.
         title: on the progress bar.
+        weighed: these tokens' weights, kept from one checkpoint to the next.
     """
     from qtool.quantize.architectures import linear_names, require_quantizable
     from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
@@ -37,6 +44,7 @@ def quantized(
 
     assignments = recipe.assign(linear_names(source.config))
     model, _ = transformed_model(source, recipe, assignments, tokens)
+    weights = (weighed or WeighedTokens(tokens)).of(model, recipe, assignments)
     with stage(folder) as staging, progress(f"quantize: {title}") as report_progress:
         writer = CheckpointWriter(staging.path, model.config, recipe.kv)
         report = quantize_model(
@@ -49,6 +57,7 @@ def quantized(
             progress=report_progress,
             seed=recipe.seed,
             kv=recipe.kv,
+            token_weights=weights,
         )
         staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
     return QuantizedCheckpoint(folder, verify=False), report

@@ -18,6 +18,7 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "FP8": {"scheme": "FP8_DYNAMIC"},
     "W4A8-FP": {"scheme": "W4A8_FP"},
 }
+WEIGHED = {"token_weights": "gradient"}
 ROTATE = {"model": ["fold_norms", "rotate"]}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
@@ -32,12 +33,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
-    f"{PLANNER} 4.9": {"max_bits": 4.9},
-    f"{PLANNER} 5.3": {"max_bits": 5.3},
+    f"{PLANNER} 4.9": {"max_bits": 4.9, **WEIGHED},
+    f"{PLANNER} 5.3": {"max_bits": 5.3, **WEIGHED},
 }
 QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "RTN": {"quantizer": "rtn"},
     "GPTQ": {"quantizer": "gptq"},
+    "GPTQ, tokens weighed": {"quantizer": "gptq", **WEIGHED},
     "GPTQ + low rank 16": {"quantizer": "gptq", "low_rank": 16},
     "signed rounding": {"quantizer": "autoround"},
 }

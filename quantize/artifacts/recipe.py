@@ -27,6 +27,8 @@ HEAD, FLOAT = "lm_head", "float"
 class Recipe(Strict):
     """The whole recipe, validated. `Recipe.from_data` is the one way in.
 
+    `token_weights` is how much each calibration token counts in the second moments that quantizers and transforms work
+    with: all the same ("uniform"), or as much as the model's output minds an error there ("gradient").
     `model` lists transforms of the whole model that leave its function as it is and cost nothing online, in order;
     `smooth_search` is how "smooth" finds its factors: "smoothquant" with the exponent `smooth_alpha` for all sites, or
     "aqas" and "awq", which search an exponent for every site. `kv` is what the key-value cache stores; None: floats.
@@ -37,6 +39,7 @@ class Recipe(Strict):
     model: tuple[Literal["fold_norms", "rotate", "smooth"], ...] = ()
     smooth_alpha: float = Field(default=0.5, ge=0, le=1)
     smooth_search: Literal["smoothquant", "aqas", "awq"] = "smoothquant"
+    token_weights: Literal["uniform", "gradient"] = "uniform"
     ignore: tuple[str, ...] = ()
     kv: CacheScheme | None = None
     rules: tuple[Rule, ...] = Field(min_length=1)
@@ -85,6 +88,7 @@ class Recipe(Strict):
         model: Iterable[str] = (),
         smooth_alpha: float = 0.5,
         smooth_search: str = "smoothquant",
+        token_weights: str = "uniform",
         kv: Mapping[str, Any] | None = None,
         **rule: Any,
     ) -> Recipe:
@@ -92,7 +96,7 @@ class Recipe(Strict):
 
         Args:
             scheme: a key of PRESETS.
-            quantizer, ignore, seed, model, smooth_alpha, smooth_search, kv: as in the recipe.
+            quantizer, ignore, seed, model, smooth_alpha, smooth_search, token_weights, kv: as in the recipe.
             lm_head: the head's scheme, or "float"; None takes the preset's own.
             rule: more fields of Rule, for both rules. The head shares the others' group size and activation, which
                 a target computes alike for all linears; transforms and corrections are the blocks' alone.
@@ -111,7 +115,8 @@ class Recipe(Strict):
             rules.append({"match": HEAD, "scheme": head, **common, **shared, **_NO_TRANSFORM})
         kept = [*ignore, *([HEAD] if head == FLOAT else [])]
         smooth = {"smooth_alpha": smooth_alpha, "smooth_search": smooth_search}
-        whole = {"seed": seed, "model": list(model), **smooth, "ignore": kept, "kv": kv}
+        whole = {"seed": seed, "model": list(model), **smooth, "token_weights": token_weights}
+        whole |= {"ignore": kept, "kv": kv}
         return Recipe.from_data({**whole, "rules": rules})
 
     def to_data(self) -> dict[str, Any]:

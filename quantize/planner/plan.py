@@ -20,6 +20,7 @@ from qtool.quantize.planner.decide import Decisions, SiteTrials
 from qtool.quantize.planner.sensitivity import site_inputs
 from qtool.quantize.planner.steps import Measure, Step, run_steps
 from qtool.quantize.planner.trial import try_candidates
+from qtool.quantize.quantizers.token_weights import TokenWeights
 
 Progress = Callable[[int, int, str], None]
 Tokens = npt.NDArray[np.int64]
@@ -46,6 +47,7 @@ def try_sites(
     *,
     mixed: bool,
     progress: Progress,
+    token_weights: TokenWeights | None = None,
 ) -> list[SiteTrials]:
     """Every candidate on every site whose linears are quantized, in the model's order.
 
@@ -56,6 +58,7 @@ def try_sites(
         tokens: calibration tokens [B, T].
         mixed: also try 8 bits.
         progress: (blocks done, blocks, name).
+        token_weights: of the first part of `split(tokens)`; None: all the same.
     """
     fitted, judged = split(tokens)
     linears, shapes = linear_names(source.config), tensor_shapes(source.config)
@@ -66,7 +69,10 @@ def try_sites(
     ranged = any(a.static_input or a.frozen_smooth for each in assignments.values() for a in each.values())
     blocks: list[list[SiteTrials]] = []
     count = int(source.config["num_hidden_layers"])
-    for sites in site_inputs(source, groups, fitted, judged, seed=asked.seed, keep_fitted=ranged):
+    inputs = site_inputs(
+        source, groups, fitted, judged, seed=asked.seed, keep_fitted=ranged, token_weights=token_weights
+    )
+    for sites in inputs:
         block = []
         for site in sites:
             quantized = [m for m in site.modules if decided[m].scheme is not None]

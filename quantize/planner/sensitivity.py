@@ -9,29 +9,26 @@ sums what all later tokens see of it, so an error on a token that everything att
 Errors of different tokens are taken as independent: their products are left out, which changes little on real models
 and would need hundreds of sequences to estimate.
 
-The text runs forwards once and its hidden states stay in memory; then the blocks run again from the last to the first
-with gradients. No weight gets a gradient.
+The gradients come from `measure.backwards`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 
-from qtool.quantize.artifacts.network import FINAL_NORM, NetworkShell
+from qtool.quantize.artifacts.network import NetworkShell
 from qtool.quantize.artifacts.weights import WeightSource
-from qtool.quantize.measure.hidden_states import HiddenStates, in_batches
+from qtool.quantize.measure.backwards import OutputGradients, Passage, at_the_end, remove
 from qtool.quantize.quantizers.hessian import Hessian
-
-HEAD_ROWS = 256
+from qtool.quantize.quantizers.token_weights import TokenWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +60,7 @@ def site_inputs(
     *,
     seed: int,
     keep_fitted: bool = False,
+    token_weights: TokenWeights | None = None,
 ) -> Iterator[list[SiteInput]]:
     """The sites of every block, last block first.
 
@@ -73,134 +71,79 @@ def site_inputs(
         scoring: tokens int64 [B', T] that they are judged on.
         seed: of the labels that are drawn.
         keep_fitted: hand out the calibration sequences' inputs too, for ranges and factors that are fitted to them.
+        token_weights: of the calibration tokens in the second moments; None: all the same.
     """
     shell = NetworkShell(source)
-    fitted, judged = (_Text(shell, tokens) for tokens in (calibration, scoring))
-    with torch.no_grad():
-        for index in range(len(shell.blocks)):
-            with shell.block(index) as block:
-                fitted.forward(block)
-                judged.forward(block)
-    gradient = _at_the_end(shell, judged.entrances.pop(), seed)
-    fitted.entrances.pop()
+    fitted, judged = (Passage(shell, tokens) for tokens in (calibration, scoring))
+    for index in range(len(shell.blocks)):
+        with shell.block(index) as block:
+            fitted.forward(block)
+            judged.forward(block)
+    gradient = at_the_end(shell, judged.leave(), seed)
+    fitted.leave()
     for index in reversed(range(len(shell.blocks))):
         prefix = f"{shell.block_name(index)}."
         with shell.block(index) as block:
-            sites = [_Site(block, prefix, group, keep_fitted=keep_fitted) for group in groups]
-            fitted.fit(block, sites)
-            gradient = judged.backward(block, sites, gradient)
+            sites = [_Site(block, prefix, group, token_weights, keep_fitted=keep_fitted) for group in groups]
+            handles = [site.watch(site.fit) for site in sites]
+            fitted.again(block)
+            remove(handles)
+            handles = [site.watch(site.judge) for site in sites]
+            found = OutputGradients({name: linear for site in sites for name, linear in site.linears.items()})
+            gradient = judged.backward(block, gradient, partial(_take_gradients, sites, found))
+            remove(handles)
+            found.close()
             yield [site.result() for site in sites]
 
 
-def _at_the_end(shell: NetworkShell, hidden: list[Tensor], seed: int) -> list[Tensor]:
-    """∂ Σ log p(label) / ∂ hidden for the last block's outputs, labels drawn from p."""
-    norm: nn.Module = shell.network.get_submodule(FINAL_NORM)
-    head: nn.Module = shell.network.get_output_embeddings()
-    generator = torch.Generator().manual_seed(seed)
-    gradients: list[Tensor] = []
-    for batch in hidden:
-        parts: list[Tensor] = []
-        for rows in torch.split(batch.reshape(-1, batch.shape[-1]), HEAD_ROWS):
-            with torch.enable_grad():
-                leaf = rows.detach().requires_grad_()
-                logits: Tensor = head(norm(leaf))
-                labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-                cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
-            assert leaf.grad is not None
-            parts.append(leaf.grad)
-        gradients.append(torch.cat(parts).reshape(batch.shape))
-    return gradients
-
-
-class _Text:
-    """A text and its hidden states at the entrance of every block so far, and behind the last."""
-
-    def __init__(self, shell: NetworkShell, tokens: npt.NDArray[np.int64]) -> None:
-        self._states = HiddenStates(shell, in_batches(torch.from_numpy(tokens)))
-        self.entrances = [list(self._states.hidden)]
-
-    def forward(self, block: nn.Module) -> None:
-        """Run the next block."""
-        self.entrances.append([self._states.run(block) for _ in self._enter(self.entrances[-1])])
-
-    def fit(self, block: nn.Module, sites: Sequence[_Site]) -> None:
-        """Run the last block not yet done again and add to the sites' second moments."""
-        handles = [handle for site in sites for handle in site.watch_inputs(site.fit)]
-        with torch.no_grad():
-            for _ in self._enter(self.entrances.pop()):
-                self._states.run(block)
-        _remove(handles)
-
-    def backward(self, block: nn.Module, sites: Sequence[_Site], gradient: list[Tensor]) -> list[Tensor]:
-        """Run it again with gradients: sites get inputs and gradients. Returns the gradient at its entrance."""
-        handles = [handle for site in sites for handle in site.watch_all()]
-        before: list[Tensor] = []
-        for batch in self._enter(self.entrances.pop()):
-            with torch.enable_grad():
-                entrance = self._states.hidden[batch].detach().requires_grad_()
-                self._states.hidden[batch] = entrance
-                self._states.run(block).backward(gradient[batch])  # type: ignore[no-untyped-call]
-            assert entrance.grad is not None
-            before.append(entrance.grad)
-            for site in sites:
-                site.take_gradients()
-        _remove(handles)
-        return before
-
-    def _enter(self, entrances: list[Tensor]) -> Iterator[int]:
-        self._states.hidden = list(entrances)
-        return self._states.batches()
+def _take_gradients(sites: Sequence[_Site], found: OutputGradients) -> None:
+    gradients = found.take()
+    for site in sites:
+        site.take_gradients(gradients)
 
 
 class _Site:
     """Collects what one site's linears read and what their outputs' gradients are."""
 
-    def __init__(self, block: nn.Module, prefix: str, group: Sequence[str], *, keep_fitted: bool) -> None:
-        self._linears: dict[str, Any] = {prefix + path: block.get_submodule(path) for path in group}
-        self._first = next(iter(self._linears.values()))
-        self._hessian = Hessian(next(iter(self._linears)))
+    def __init__(
+        self,
+        block: nn.Module,
+        prefix: str,
+        group: Sequence[str],
+        token_weights: TokenWeights | None,
+        *,
+        keep_fitted: bool,
+    ) -> None:
+        self.linears: dict[str, Any] = {prefix + path: block.get_submodule(path) for path in group}
+        first = next(iter(self.linears))
+        self._hessian = Hessian(first, None if token_weights is None else token_weights.of(first))
         self._keep_fitted = keep_fitted
         self._fitted: list[Tensor] = []
         self._inputs: list[Tensor] = []
-        self._outputs: dict[str, Tensor] = {}
-        self._gradients: dict[str, list[Tensor]] = {module: [] for module in self._linears}
+        self._gradients: dict[str, list[Tensor]] = {module: [] for module in self.linears}
+
+    def watch(self, use: Callable[[Tensor], None]) -> RemovableHandle:
+        first = next(iter(self.linears.values()))
+        return first.register_forward_pre_hook(lambda module, args: use(args[0].detach()))
 
     def fit(self, x: Tensor) -> None:
         self._hessian.add(x)
         if self._keep_fitted:
             self._fitted.append(x)
 
-    def watch_inputs(self, use: Callable[[Tensor], None]) -> list[RemovableHandle]:
-        return [self._first.register_forward_pre_hook(lambda module, args: use(args[0].detach()))]
+    def judge(self, x: Tensor) -> None:
+        self._inputs.append(x)
 
-    def watch_all(self) -> list[RemovableHandle]:
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                output.retain_grad()
-                self._outputs[name] = output
-
-            return hook
-
-        outputs = [linear.register_forward_hook(keep(name)) for name, linear in self._linears.items()]
-        return [*self.watch_inputs(self._inputs.append), *outputs]
-
-    def take_gradients(self) -> None:
-        for name, output in self._outputs.items():
-            assert output.grad is not None
-            self._gradients[name].append(output.grad)
-        self._outputs.clear()
+    def take_gradients(self, found: Mapping[str, Tensor]) -> None:
+        for name, parts in self._gradients.items():
+            parts.append(found[name])
 
     def result(self) -> SiteInput:
         return SiteInput(
-            modules=tuple(self._linears),
+            modules=tuple(self.linears),
             hessian=self._hessian.matrix(),
             fitted=tuple(self._fitted),
             inputs=tuple(self._inputs),
             gradients={name: tuple(parts) for name, parts in self._gradients.items()},
-            weights={name: linear.weight.detach() for name, linear in self._linears.items()},
+            weights={name: linear.weight.detach() for name, linear in self.linears.items()},
         )
-
-
-def _remove(handles: Sequence[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()

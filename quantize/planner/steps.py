@@ -133,6 +133,11 @@ def _proposals(
             data = best.recipe.to_data()
             recipe = Recipe.from_data({**data, "model": [*transforms, *best.recipe.model]}, name="plan")
             yield f"{name} the whole model", best.choice, recipe
+    best = _best(steps)
+    assert best is not None
+    if best.recipe.token_weights != "uniform":
+        recipe = best.recipe.model_copy(update={"token_weights": "uniform"})
+        yield "all tokens alike", best.choice, recipe
 
 
 def _verdict(measured: Measured, best: Step | None, budget: Budget) -> tuple[bool, str]:

@@ -17,10 +17,16 @@ ERROR_ROWS = 512
 
 
 class Hessian:
-    """A running H [K, K]. Each batch's product is taken in float32 and added in float64, in the order given."""
+    """A running H [K, K]. Each batch's product is taken in float32 and added in float64, in the order given.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the linear, for refusals.
+        token_weights: one for every row in the order they will come, H = Σ w x xᵀ; None: all the same.
+    """
+
+    def __init__(self, name: str, token_weights: Tensor | None = None) -> None:
         self._name = name
+        self._left = token_weights
         self._sum: Tensor | None = None
 
     def add(self, inputs: Tensor) -> None:
@@ -30,6 +36,8 @@ class Hessian:
             InputRefused: when an input is not finite.
         """
         rows = inputs.reshape(-1, inputs.shape[-1])
+        if self._left is not None:
+            rows, self._left = rows * self._left[: len(rows), None].sqrt(), self._left[len(rows) :]
         product = rows.T @ rows
         # A NaN or infinity anywhere in a column reaches that column's diagonal entry.
         if not bool(torch.isfinite(product.diagonal()).all()):

@@ -42,6 +42,7 @@ from qtool.quantize.quantizers.refined_layers import Refinable, refine_layers
 from qtool.quantize.quantizers.report import Ledger, QuantizationReport
 from qtool.quantize.quantizers.run_journal import RunJournal
 from qtool.quantize.quantizers.shards import Shards
+from qtool.quantize.quantizers.token_weights import TokenWeights
 
 Progress = Callable[[int, int, str], None]
 
@@ -62,6 +63,7 @@ def quantize_model(
     seed: int = 0,
     journal: RunJournal | None = None,
     kv: CacheScheme | None = None,
+    token_weights: TokenWeights | None = None,
 ) -> QuantizationReport:
     """Quantize a model.
 
@@ -77,6 +79,7 @@ def quantize_model(
         journal: keeps every finished shard, which the writer then has to write into its folder; a run that finds some
             continues behind them. None when nothing is to be kept.
         kv: what the key-value cache will store, so that whatever reads attention is calibrated on it; None: floats.
+        token_weights: of the calibration tokens in second moments; None: all the same.
 
     Raises:
         UsageError: missing tokens or statistics.
@@ -90,6 +93,7 @@ def quantize_model(
         what = f"{lacking[0]}: per_tensor activations"
         raise UsageError(what, "need measured ranges", "give a text, or run qtool measure and pass --statistics")
     run = _Run(source, assignments, groups, input_scales, writer, progress, seed, journal, kv)
+    run.token_weights = token_weights or run.token_weights
     with torch.no_grad():
         return run.run(tokens)
 
@@ -121,6 +125,7 @@ class _Run:
         self._ledger = Ledger(assignments)
         self._shards = Shards(source, writer, self._ledger, journal)
         self._done = 0
+        self.token_weights = TokenWeights({})
         head = self._assignments[HEAD]
         if self._shards.tied and (head.needs_calibration or head.transform is not None):
             # An embedding is looked up: no transform stands in front of it.
@@ -206,7 +211,7 @@ class _Run:
                 inputs = partial(calibration.inputs_of, block, group[0])
                 hessian = None
                 if self._needs.moments(modules):
-                    hessian = Hessian(modules[0])
+                    hessian = Hessian(modules[0], self.token_weights.of(modules[0]))
                     inputs(hessian.add)
                 weights = {prefix + path: block.get_parameter(f"{path}.weight").data for path in group}
                 layers = with_input_scales(self._quantize(modules, hessian, inputs, weights), inputs)
