@@ -17,6 +17,7 @@ from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.planner.forecast_package import package_weights
 from qtool.quantize.planner.forecast_refinement import refining_bytes, refining_operations
 from qtool.quantize.planner.forecast_size import BLOCKS, EMBEDDING, HEAD, FloatModel, Size, checkpoint_size
+from qtool.quantize.planner.forecast_weighing import weighing_bytes, weighing_operations
 
 # Measured: Python, torch, transformers and what they load, on Linux x86-64 with torch 2.13 and transformers 5.23.
 LIBRARY_BYTES = 530_000_000
@@ -106,6 +107,9 @@ def forecast(
     model = float_model(config, transforms, dtype_of)
     read = "smooth" in transforms or any(a.needs_calibration or a.static_input for a in assignments.values())
     operations = _operations(model, assignments, calibration)
+    weighed = recipe.get("token_weights") == "gradient" and any(a.needs_calibration for a in assignments.values())
+    if weighed:
+        operations += weighing_operations(model, sequences=calibration.sequences, length=calibration.length)
     size = checkpoint_size(
         model, assignments, recipe, companions, calibration_tokens=calibration.tokens if read else 0
     )
@@ -114,7 +118,7 @@ def forecast(
     return Forecast(
         size=size,
         package=package_weights(model, assignments),
-        memory=_memory(model, assignments, calibration, smooth="smooth" in transforms),
+        memory=_memory(model, assignments, calibration, smooth="smooth" in transforms, weighed=weighed),
         operations=operations,
         seconds=plain + operations / operations_per_s,
     )
@@ -153,7 +157,12 @@ def _calibrated_blocks(model: FloatModel, assignments: Mapping[str, Assignment])
 
 
 def _memory(
-    model: FloatModel, assignments: Mapping[str, Assignment], calibration: Calibration, *, smooth: bool
+    model: FloatModel,
+    assignments: Mapping[str, Assignment],
+    calibration: Calibration,
+    *,
+    smooth: bool,
+    weighed: bool,
 ) -> Memory:
     calibrated = _calibrated_blocks(model, assignments) > 0
     width = int(model.config["hidden_size"])
@@ -167,6 +176,8 @@ def _memory(
     refining = [refining_bytes(model, assignments, block, **text) for block in range(model.blocks)]
     if any(refining):
         steps["refining a block"] = max(refining)
+    if weighed:
+        steps["weighing tokens"] = weighing_bytes(model, **text, batch=calibration.batch)
     if smooth:
         head = sum(4 * prod(model.shapes[n]) for n in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if n in model.shapes)
         steps["smoothing"] = head + _block_bytes(model) + 8 * calibration.batch * _widest(model)
