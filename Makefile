@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint compile bench clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: *##/\t/; s/: .*##/\t/' | expand -t 12
@@ -23,6 +23,11 @@ lint: $(READY)   ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+compile: $(READY) ## every GPU kernel compiled for four GPUs by two Tritons, against the committed table
+	$(BIN)/python -m qtool.kernels.compile_check
+	$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/triton360 triton==3.6.0
+	PYTHONPATH=$(VENV)/triton360 $(BIN)/python -m qtool.kernels.compile_check
 
 bench: $(READY)  ## our package beside the onnxruntime-genai builder's int4; what measuring costs
 	$(BIN)/python bench/speed/cpu.py

@@ -14,6 +14,7 @@ Examples:
   qtool evaluate package --reference ./model
   qtool evaluate package --reference ./model --text held-out.txt -o report.json
   qtool evaluate checkpoint --sequences 16
+  qtool evaluate checkpoint --runtime native --device cuda
 """
 
 
@@ -22,6 +23,7 @@ Examples:
 @click.option("--reference", metavar="MODEL", help="The float model (or a checkpoint) to compare with: KL, top-1.")
 @click.option("-o", "--output", type=options.PATH, help="Store the report, with per-token losses: a gate's baseline.")
 @options.corpus(sequences=8, purpose="score")
+@options.engine
 @options.threads
 @options.as_json
 def command(
@@ -29,12 +31,14 @@ def command(
     reference: str | None,
     output: Path | None,
     corpus: options.CorpusChoice,
+    engine: options.EngineChoice,
     threads: int,
     as_json: bool,
 ) -> None:
     """Perplexity of SUBJECT (package, checkpoint or model), and against a reference KL in nats and top-1 agreement.
 
-    A package runs in ONNX Runtime; a checkpoint or model in the torch reference. Without --text the built-in scoring
+    A package runs in ONNX Runtime; a checkpoint or model in the torch reference, or with --runtime native in our own
+    runtime; the reference always in the torch reference. Without --text the built-in scoring
     text is used. Text that overlaps the calibration text is refused.
     """
     from qtool.cli.progress import notes
@@ -44,7 +48,7 @@ def command(
 
     if output is not None:
         check_output(output)
-    report, lines = score(subject, reference, corpus, threads=threads)
+    report, lines = score(subject, reference, corpus, engine=engine, threads=threads)
     notes(lines)
     if output is not None:
         report.write(output)

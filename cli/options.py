@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from qtool.errors import UsageError
+
 PATH = click.Path(path_type=Path)
 
 output = click.option("-o", "--output", type=PATH, required=True, help="Where to write; must not exist.")
@@ -45,6 +47,46 @@ class CorpusChoice:
     dataset: str | None
     sequences: int
     length: int
+
+
+RUNTIMES = ("onnxruntime", "reference", "native")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """What runs a model: one of RUNTIMES, None for the usual one; the native runtime's device."""
+
+    runtime: str | None = None
+    device: str | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether it is the native runtime."""
+        return self.runtime == "native"
+
+    def check(self) -> None:
+        """Raises UsageError for a device that nothing asks for."""
+        if self.device is not None and not self.native:
+            raise UsageError("--device", "only the native runtime has a choice of devices", "add --runtime native")
+
+
+def engine(command: Callable[..., None]) -> Callable[..., None]:
+    """--runtime and --device, handed to the command as one argument `engine`."""
+
+    @functools.wraps(command)
+    def with_choice(runtime: str | None, device: str | None, **rest: Any) -> None:
+        choice = EngineChoice(runtime=runtime, device=device)
+        choice.check()
+        command(engine=choice, **rest)
+
+    wrapped = click.option(
+        "--device", metavar="cpu|cuda", help="Of the native runtime; on cpu it runs its references.  [default: cuda]"
+    )(with_choice)
+    return click.option(
+        "--runtime",
+        type=click.Choice(RUNTIMES),
+        help="What runs it; native is ours, for checkpoints.  [default: onnxruntime for a package, else reference]",
+    )(wrapped)
 
 
 def corpus(*, sequences: int, purpose: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

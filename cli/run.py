@@ -1,22 +1,28 @@
-"""qtool run: text from a package, streamed."""
+"""qtool run: text from a package or a checkpoint, streamed."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qtool.cli import options
+
+if TYPE_CHECKING:
+    from qtool.runtime.session import Session
 
 EPILOG = """\b
 Examples:
   qtool run package --prompt "The capital of France is"
   qtool run package --prompt "Once upon a time" --temperature 0.8 --seed 1 --max-new-tokens 200
   echo "Water boils at" | qtool run package --prompt -
+  qtool run checkpoint --runtime native --device cuda --prompt "The capital of France is"
 """
 
 
@@ -29,6 +35,7 @@ Examples:
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For sampling.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check every byte first.")
+@options.engine
 @options.threads
 @options.as_json
 def command(
@@ -40,24 +47,27 @@ def command(
     top_p: float,
     seed: int,
     verify: bool,
+    engine: options.EngineChoice,
     threads: int,
     as_json: bool,
 ) -> None:
-    """Generate text with PACKAGE in ONNX Runtime, streamed to standard output; speed goes to standard error."""
+    """Generate text with PACKAGE, streamed to standard output; speed goes to standard error.
+
+    A package runs in ONNX Runtime. With --runtime native PACKAGE is a checkpoint, run by our own runtime.
+    """
     from qtool.cli.progress import err
     from qtool.errors import UsageError
-    from qtool.quantize.artifacts.store import open_artifact
     from qtool.runtime.generate import generate
-    from qtool.runtime.ort import OrtSession
     from qtool.runtime.tokenizer import Tokenizer
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise UsageError("--prompt", "is empty", "give some text to continue")
-    open_artifact(package, kind="package", verify=verify)
-    tokenizer = Tokenizer(package)
+    runner = _checkpoint_runner if engine.native else _package_runner
+    runs = runner(package, engine, verify=verify, threads=threads)
+    tokenizer = Tokenizer(runs.tokenizer)
     ids = tokenizer.encode(text)
-    with OrtSession(package, threads=threads, max_length=len(ids) + max_new_tokens) as session:
+    with runs.open_session(len(ids) + max_new_tokens) as session:
         clock = Clock()
         tokens = generate(
             session,
@@ -67,7 +77,7 @@ def command(
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            eos_ids=tokenizer.eos_ids,
+            eos_ids=tokenizer.eos_ids or runs.eos_ids,
         )
         pieces: list[str] = []
         for piece in tokenizer.stream(clock.timed(tokens)):
@@ -81,6 +91,43 @@ def command(
     click.echo()
     if (speed := clock.decode_tokens_per_s) is not None:
         err.print(f"{len(ids)} prompt tokens, {len(clock.times)} new tokens at {speed:.0f}/s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Where the tokenizer is, what opens a session of so many tokens, and what ends a text where no tokenizer says."""
+
+    tokenizer: Path
+    open_session: Callable[[int], Session]
+    eos_ids: frozenset[int] = frozenset()
+
+
+def _package_runner(package: Path, engine: options.EngineChoice, *, verify: bool, threads: int) -> Runs:
+    from qtool.errors import UsageError
+    from qtool.quantize.artifacts.store import open_artifact
+    from qtool.runtime.ort import OrtSession
+
+    if engine.runtime == "reference":
+        raise UsageError("--runtime reference", "generates no text", "use --runtime native for a checkpoint")
+    open_artifact(package, kind="package", verify=verify)
+    return Runs(
+        tokenizer=package, open_session=lambda length: OrtSession(package, threads=threads, max_length=length)
+    )
+
+
+def _checkpoint_runner(folder: Path, engine: options.EngineChoice, *, verify: bool, threads: int) -> Runs:
+    from qtool.cli.subject import open_native
+    from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+    from qtool.runtime.native import native_device
+
+    native_device(engine.device or "cuda")
+    source = QuantizedCheckpoint(folder, verify=verify)
+    eos = source.config.get("eos_token_id")
+    return Runs(
+        tokenizer=folder / "tokenizer",
+        open_session=lambda length: open_native(source, threads=threads, length=length, device=engine.device),
+        eos_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+    )
 
 
 class Clock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qtool.cli.corpus import load_tokens
-from qtool.cli.options import CorpusChoice
+from qtool.cli.options import CorpusChoice, EngineChoice
 from qtool.cli.progress import progress
 from qtool.cli.subject import open_subject
 
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 def score(
-    subject: str, reference: str | None, corpus: CorpusChoice, *, threads: int
+    subject: str,
+    reference: str | None,
+    corpus: CorpusChoice,
+    *,
+    threads: int,
+    engine: EngineChoice | None = None,
 ) -> tuple[EvaluationReport, tuple[str, ...]]:
-    """Score a package, checkpoint or model; returns the report and notes to print."""
+    """Score a package, checkpoint or model, in its usual runtime without `engine`; returns the report and notes."""
     from qtool.runtime.evaluate import evaluate
     from qtool.runtime.report import EvaluationReport
 
-    scored = open_subject(subject, threads=threads, length=corpus.length)
+    scored = open_subject(subject, threads=threads, length=corpus.length, engine=engine)
     tokens = load_tokens(
         "scoring",
         scored.tokenizer_files,

@@ -11,6 +11,7 @@ from qtool.errors import UsageError
 from qtool.quantize.artifacts.manifest import MANIFEST, Parent, read_manifest
 
 if TYPE_CHECKING:
+    from qtool.cli.options import EngineChoice
     from qtool.quantize.artifacts.weights import WeightSource
     from qtool.runtime.session import Session
 
@@ -63,11 +64,23 @@ def open_weights(argument: str) -> Weights:
     return _open_checkpoint(Path(argument))
 
 
-def open_subject(argument: str, *, threads: int, length: int) -> Subject:
-    """Open a package in ONNX Runtime, a checkpoint or a model in the torch reference."""
+def open_subject(argument: str, *, threads: int, length: int, engine: EngineChoice | None = None) -> Subject:
+    """Open a package in ONNX Runtime, a checkpoint or a model in the torch reference or the native runtime.
+
+    Raises:
+        UsageError: for a runtime that does not run what the argument names.
+        EnvironmentFault: for a device that is not there.
+    """
     kind = artifact_kind(argument)
+    runtime = None if engine is None else engine.runtime
+    if runtime is not None and (kind == "package") != (runtime == "onnxruntime"):
+        why = f"does not run a {kind or 'model'}"
+        remedy = "leave it out" if kind == "package" else "use reference or native, or export a package"
+        raise UsageError(f"--runtime {runtime}", why, remedy)
     if kind == "package":
         return _open_package(Path(argument), threads=threads, length=length)
+    if engine is not None and engine.native:
+        return _open_native(argument, threads=threads, length=length, device=engine.device)
     weights = open_weights(argument)
 
     import torch
@@ -82,6 +95,34 @@ def open_subject(argument: str, *, threads: int, length: int) -> Subject:
         description=f"{'checkpoint' if kind else 'model'} in the torch reference",
         model_digest=_model_digest(weights.parents),
         notes=weights.notes,
+        calibration_windows=weights.calibration_windows,
+    )
+
+
+def open_native(source: WeightSource, *, threads: int, length: int, device: str | None) -> Session:
+    """The native runtime on a device, on a GPU without one."""
+    import torch
+
+    from qtool.runtime.native import NativeSession
+
+    torch.set_num_threads(threads)
+    return NativeSession(source, device=device or "cuda", max_length=length)
+
+
+def _open_native(argument: str, *, threads: int, length: int, device: str | None) -> Subject:
+    from qtool.runtime.native import native_device
+
+    where = native_device(device or "cuda")  # before gigabytes are read
+    weights = open_weights(argument)
+    kind = artifact_kind(argument) or "model"
+    session = open_native(weights.source, threads=threads, length=length, device=device)
+    return Subject(
+        session=session,
+        tokenizer_files=weights.tokenizer_files,
+        digest=weights.source.digest,
+        description=f"{kind} in the native runtime on {where}",
+        model_digest=_model_digest(weights.parents),
+        notes=(*weights.notes, session.description),
         calibration_windows=weights.calibration_windows,
     )
 

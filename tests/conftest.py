@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Triton reads it when it is imported, which transformers does: tests/kernels/interpreted needs it from the start.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples in every run: a property that fails must fail for everybody, not once in a hundred builds.
 settings.register_profile("repeatable", derandomize=True)

@@ -8,6 +8,9 @@ a share of max|a|: sixteen levels are better spent on a token's ordinary values.
 FP4 E2M1: scale = max|a| / 6, code = a / scale rounded to the nearest of ±{0, ½, 1, 1½, 2, 3, 4, 6}, ties to even.
 FP8 E4M3: scale = max|a| / 448, code = cast(a / scale), saturating. NaN and infinity propagate.
 MXFP4, MXFP8 and NVFP4 have blocks of 32 and 16 whose scales are small floats (block_scaled.py).
+
+`fake_quantize_*` are floats for the reference runtime. `quantize_rows` makes the stored codes that a low-bit GEMM
+reads, with a norm, an activation function or a rotation in front of them, in one kernel.
 """
 
 from __future__ import annotations
@@ -21,9 +24,18 @@ from qtool.kernels.quantize_activation.block_scaled import (
     fake_quantize_nvfp4,
 )
 from qtool.kernels.quantize_activation.blocks import in_blocks, whole_rows
+from qtool.kernels.quantize_activation.row_format import ROW_FORMATS, SMALLEST_RANGE, RowFormat
+from qtool.kernels.quantize_activation.rows import QuantizedRows, prepare_rows, quantize_rows
+from qtool.kernels.quantize_activation.sources import RmsNorm, RowHadamard, SiluTimes
 from qtool.kernels.small_floats import E2M1_MAX, E4M3_MAX, cast_e4m3, round_e2m1
 
 __all__ = [
+    "ROW_FORMATS",
+    "QuantizedRows",
+    "RmsNorm",
+    "RowFormat",
+    "RowHadamard",
+    "SiluTimes",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
     "fake_quantize_fp8_static",
@@ -33,13 +45,14 @@ __all__ = [
     "fake_quantize_mxfp4",
     "fake_quantize_mxfp8",
     "fake_quantize_nvfp4",
+    "prepare_rows",
     "quantize_int4",
     "quantize_int8",
+    "quantize_rows",
 ]
 
 INT8_MAX = 127.0
 INT4_MAX = 7.0
-SMALLEST_RANGE = 2.0**-120  # below it 127 / max|a| overflows, or max|a| / 448 is subnormal
 
 
 def quantize_int8(x: Tensor, *, group_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,15 @@ offset as they are stored, so rounding those to float16 costs range, never accur
 to zero is stored as zero, with the code of zero (the offset, where there is one). What is not finite, and what
 overflows a float16 scale, comes back as NaN. Nothing depends on other tokens, other heads or the batch: prefill and
 decode, whole or in pieces, store the same bits.
+
+`KVCache` is the memory a runtime decodes with, `write_kv` quantizes into it on a GPU (or anywhere, by the reference),
+`read_cache` says what it stands for; kernels/kv_attention reads it.
 """
 
 from __future__ import annotations
 
+from qtool.kernels.quantize_kv.cache import KVCache, KVFormat, StoredHeads, empty_cache
+from qtool.kernels.quantize_kv.cache_reference import read_cache
 from qtool.kernels.quantize_kv.reference import (
     KVCodes,
     dequantize_kv,
@@ -22,5 +27,20 @@ from qtool.kernels.quantize_kv.reference import (
     quantize_kv_int,
     unpack_kv,
 )
+from qtool.kernels.quantize_kv.write import unsupported, write_kv
 
-__all__ = ["KVCodes", "dequantize_kv", "pack_kv", "quantize_kv_fp8", "quantize_kv_int", "unpack_kv"]
+__all__ = [
+    "KVCache",
+    "KVCodes",
+    "KVFormat",
+    "StoredHeads",
+    "dequantize_kv",
+    "empty_cache",
+    "pack_kv",
+    "quantize_kv_fp8",
+    "quantize_kv_int",
+    "read_cache",
+    "unpack_kv",
+    "unsupported",
+    "write_kv",
+]

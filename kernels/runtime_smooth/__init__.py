@@ -11,10 +11,12 @@ a_t = 1 and every rule gives, bit for bit, `quantize_int4(x, group_size=tile)`: 
 function in prefill and another in decode. Factors frozen from statistics compute the same in both.
 
 A request is the last two dimensions [T, K]; everything before them is other requests, which no factor looks at.
+`smooth_rows` takes ragged requests in one matrix of rows and makes what a GEMM reads, on a GPU in our kernels.
 """
 
 from __future__ import annotations
 
+from qtool.kernels.runtime_smooth.integer_factors import IntegerFactors, integer_factors, largest_integer_factor
 from qtool.kernels.runtime_smooth.reference import (
     RangeRule,
     SmoothedCodes,
@@ -26,13 +28,23 @@ from qtool.kernels.runtime_smooth.reference import (
     sorted_channels,
     tile_maxima,
 )
+from qtool.kernels.runtime_smooth.requests import Requests
+from qtool.kernels.runtime_smooth.rows import SmoothedRows, request_factors, smooth_rows, smoothed_codes
 
 __all__ = [
+    "IntegerFactors",
     "RangeRule",
+    "Requests",
     "SmoothedCodes",
+    "SmoothedRows",
     "channel_ranges",
+    "integer_factors",
+    "largest_integer_factor",
     "quantize_smoothed",
+    "request_factors",
     "smooth_factors",
+    "smooth_rows",
+    "smoothed_codes",
     "smoothed_gemm",
     "smoothed_values",
     "sorted_channels",

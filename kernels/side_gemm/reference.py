@@ -32,3 +32,11 @@ def side_gemm(y: Tensor, x: Tensor, down: Tensor, up: Tensor, *, dtype: torch.dt
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).to(torch.float32)
+
+
+def rounded_side(side: Tensor, dtype: torch.dtype) -> Tensor:
+    """side in a dtype: float16 saturates instead of overflowing."""
+    if dtype is torch.float16:
+        largest = torch.finfo(dtype).max
+        side = side.clamp(-largest, largest)
+    return side.to(dtype)

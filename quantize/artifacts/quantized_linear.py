@@ -45,12 +45,12 @@ _DYNAMIC: dict[str, Callable[[Tensor, TensorScheme], Tensor]] = {
 }
 
 
-_SMOOTH_RULES: dict[str, RangeRule] = {PerTokenSmoothed.name: ROBUST, PerTokenSmoothedAsPublished.name: PUBLISHED}
+SMOOTH_RULES: dict[str, RangeRule] = {PerTokenSmoothed.name: ROBUST, PerTokenSmoothedAsPublished.name: PUBLISHED}
 
 
 def _int4(x: Tensor, scheme: TensorScheme) -> Tensor:
     group = group_size_of(scheme.granularity)
-    rule = _SMOOTH_RULES.get(scheme.granularity.name)
+    rule = SMOOTH_RULES.get(scheme.granularity.name)
     if rule is None or group is None:
         return fake_quantize_int4(x, group_size=group, clip=scheme.clip)
     return smooth_request(x, group, rule, clip=scheme.clip)

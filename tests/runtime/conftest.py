@@ -152,6 +152,12 @@ def quantize_blocks() -> Callable[[FolderSource, Path, LayerScheme, Quantizer], 
 
 
 @pytest.fixture(scope="session")
+def quantize_modules() -> Callable[[FolderSource, Path, Mapping[str, LayerScheme]], QuantizedCheckpoint]:
+    """quantize_modules(source, output, schemes): these linears, the rest in float."""
+    return write_checkpoint
+
+
+@pytest.fixture(scope="session")
 def round_nearest() -> Callable[[Tensor, LayerScheme], QuantizedTensor]:
     """round_nearest(weight, scheme)."""
     return round_to_nearest
