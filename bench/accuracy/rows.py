@@ -12,6 +12,8 @@ PLANNER = "planner"
 # The head stays in float: the rows are about the blocks.
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "W4A8": {"scheme": "W4A8", "activation": "per_token"},
+    "W4A8 g64": {"scheme": "W4A8", "activation": "per_token_group"},
+    "W8A8 g64": {"scheme": "W8A8", "activation": "per_token_group", "group_size": 64},
     "W4A4": {"scheme": "W4A4", "activation": "per_token"},
     "W4A4 g64": {"scheme": "W4A4", "activation": "per_token_group"},
     "W8A8 per tensor": {"scheme": "W8A8", "activation": "per_tensor"},
@@ -44,7 +46,8 @@ QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "signed rounding": {"quantizer": "autoround"},
 }
 INTEGER_FOUR = ("W4A4", "W4A4 g64")
-INTEGER_WEIGHTS = ("W4A8", *INTEGER_FOUR, "W8A8 per tensor")
+INTEGER_WEIGHTS = ("W4A8", "W4A8 g64", "W8A8 g64", *INTEGER_FOUR, "W8A8 per tensor")
+EXPORTED = ("W4A8 g64", "W8A8 g64")  # what ONNX Runtime computes on a CPU: rows of these are scored there too
 
 
 @dataclass(frozen=True)
