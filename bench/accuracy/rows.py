@@ -35,8 +35,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
-    f"{PLANNER} 4.9": {"max_bits": 4.9, **WEIGHED},
-    f"{PLANNER} 5.3": {"max_bits": 5.3, **WEIGHED},
+    **{f"{PLANNER} {bits}": {"max_bits": bits, **WEIGHED} for bits in (4.9, 5.3)},
+    **{f"{PLANNER} {bits}, mixed": {"max_bits": bits, "mixed": True, **WEIGHED} for bits in (4.9, 5.3)},
 }
 QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "RTN": {"quantizer": "rtn"},
@@ -52,13 +52,14 @@ EXPORTED = ("W4A8 g64", "W8A8 g64")  # what ONNX Runtime computes on a CPU: rows
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `max_bits` only where the planner chooses."""
+    """One row; `max_bits` only where the planner chooses, `mixed` where it may choose 8 bits."""
 
     scheme: str
     method: str
     quantizer: str
     recipe: Recipe
     max_bits: float | None = None
+    mixed: bool = False
 
     @property
     def name(self) -> str:
@@ -75,6 +76,6 @@ def rows(schemes: list[str], methods: list[str], quantizers: list[str]) -> Itera
                 if quantizer == "signed rounding" and scheme not in INTEGER_WEIGHTS:
                     continue
                 fields = {**SCHEMES[scheme], **METHODS[method], **QUANTIZERS[quantizer]}
-                bits = fields.pop("max_bits", None)
+                bits, mixed = fields.pop("max_bits", None), fields.pop("mixed", False)
                 recipe = Recipe.preset(fields.pop("scheme"), lm_head="float", **fields)
-                yield Row(scheme, method, quantizer, recipe, bits)
+                yield Row(scheme, method, quantizer, recipe, bits, mixed)

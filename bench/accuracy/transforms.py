@@ -50,14 +50,14 @@ def run(
     calibration: Tokens,
     scored: Any,
     reference: Recorded,
-    planner_for: Callable[[Recipe], Planner],
+    planner_for: Callable[[Row], Planner],
 ) -> dict[str, Any]:
     """Quantize and score one row."""
     started = time.monotonic()
     recipe: Recipe = row.recipe
     steps: list[Any] = []
     if row.max_bits is not None:
-        plan = planner_for(recipe).plan(Budget(max_bits=row.max_bits))
+        plan = planner_for(row).plan(Budget(max_bits=row.max_bits))
         recipe, steps = plan.recipe, plan.to_json()["steps"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, report = quantized(source, recipe, calibration, Path(folder) / "checkpoint", title=row.name)
@@ -132,15 +132,16 @@ def main() -> None:
     if options.output.exists():
         done = {json.loads(line)["row"] for line in options.output.read_text().splitlines()}
 
-    planners: dict[str, Planner] = {}
+    planners: dict[tuple[str, bool], Planner] = {}
 
-    def planner_for(recipe: Recipe) -> Planner:
+    def planner_for(row: Row) -> Planner:
         """One at a time: two budgets of one recipe come one after the other."""
-        if recipe.digest not in planners:
+        asked = (row.recipe.digest, row.mixed)
+        if asked not in planners:
             planners.clear()
             threads = torch.get_num_threads()
-            planners[recipe.digest] = Planner(subject, recipe, calibration, mixed=False, threads=threads)
-        return planners[recipe.digest]
+            planners[asked] = Planner(subject, row.recipe, calibration, mixed=row.mixed, threads=threads)
+        return planners[asked]
 
     for row in rows(options.scheme, options.method, options.quantizer):
         name = f"{row.name} | {options.calibration}" + (" | planted" if options.planted else "")
