@@ -12,6 +12,8 @@ PLANNER = "planner"
 # The head stays in float: the rows are about the blocks.
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "W4A8": {"scheme": "W4A8", "activation": "per_token"},
+    "W4A8 g64": {"scheme": "W4A8", "activation": "per_token_group"},
+    "W8A8 g64": {"scheme": "W8A8", "activation": "per_token_group", "group_size": 64},
     "W4A4": {"scheme": "W4A4", "activation": "per_token"},
     "W4A4 g64": {"scheme": "W4A4", "activation": "per_token_group"},
     "W8A8 per tensor": {"scheme": "W8A8", "activation": "per_tensor"},
@@ -33,8 +35,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
-    f"{PLANNER} 4.9": {"max_bits": 4.9, **WEIGHED},
-    f"{PLANNER} 5.3": {"max_bits": 5.3, **WEIGHED},
+    **{f"{PLANNER} {bits}": {"max_bits": bits, **WEIGHED} for bits in (4.9, 5.3)},
+    **{f"{PLANNER} {bits}, mixed": {"max_bits": bits, "mixed": True, **WEIGHED} for bits in (4.9, 5.3)},
 }
 QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "RTN": {"quantizer": "rtn"},
@@ -44,18 +46,20 @@ QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "signed rounding": {"quantizer": "autoround"},
 }
 INTEGER_FOUR = ("W4A4", "W4A4 g64")
-INTEGER_WEIGHTS = ("W4A8", *INTEGER_FOUR, "W8A8 per tensor")
+INTEGER_WEIGHTS = ("W4A8", "W4A8 g64", "W8A8 g64", *INTEGER_FOUR, "W8A8 per tensor")
+EXPORTED = ("W4A8 g64", "W8A8 g64")  # what ONNX Runtime computes on a CPU: rows of these are scored there too
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `max_bits` only where the planner chooses."""
+    """One row; `max_bits` only where the planner chooses, `mixed` where it may choose 8 bits."""
 
     scheme: str
     method: str
     quantizer: str
     recipe: Recipe
     max_bits: float | None = None
+    mixed: bool = False
 
     @property
     def name(self) -> str:
@@ -72,6 +76,6 @@ def rows(schemes: list[str], methods: list[str], quantizers: list[str]) -> Itera
                 if quantizer == "signed rounding" and scheme not in INTEGER_WEIGHTS:
                     continue
                 fields = {**SCHEMES[scheme], **METHODS[method], **QUANTIZERS[quantizer]}
-                bits = fields.pop("max_bits", None)
+                bits, mixed = fields.pop("max_bits", None), fields.pop("mixed", False)
                 recipe = Recipe.preset(fields.pop("scheme"), lm_head="float", **fields)
-                yield Row(scheme, method, quantizer, recipe, bits)
+                yield Row(scheme, method, quantizer, recipe, bits, mixed)

@@ -21,6 +21,11 @@ def main() -> None:
             kl, same = row["kl_nats"], row["top1_agreement"]
             scores = f"{row['perplexity']:.2f} | {row['ratio']:.3f} | {kl:.4f} | {same:.1%}"
             print(f"| {name} | {scores} | {bits:.2f} |")
+            if "package_perplexity" in row:
+                perplexity = row["package_perplexity"]
+                ratio, bits = perplexity / row["float_perplexity"], row["package_bits_per_weight_quantized"]
+                kl = row["package_kl_nats"]
+                print(f"| {name}, its package | {perplexity:.2f} | {ratio:.3f} | {kl:.4f} | | {bits:.2f} |")
 
 
 if __name__ == "__main__":

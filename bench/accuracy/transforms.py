@@ -2,8 +2,8 @@
 
 `python bench/accuracy/transforms.py --text FILE` scores on the second half of a text, calibrated on the first half ("in
 domain") or, with --calibration built-in, on the built-in corpus; without --text both halves are the built-in ones. Rows
-are appended to the output as they come, and rows that are there already are not run again. --planted runs them on the
-same model with planted outliers.
+are appended to the output as they come, and rows that are there already are not run again. What ONNX Runtime computes
+is exported and scored there too. --planted runs the rows on the same model with planted outliers.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from planted import planted
 from recorded import Recorded
-from rows import METHODS, QUANTIZERS, SCHEMES, Row, rows
+from rows import EXPORTED, METHODS, QUANTIZERS, SCHEMES, Row, rows
 
 import qtool
 from qtool.cli.planning import Planner
 from qtool.cli.quantized import quantized
+from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.recipe import Recipe
+from qtool.quantize.export.onnx import export_package
 from qtool.quantize.inputs import Tokens, builtin_text, open_model, tokenize
 from qtool.quantize.planner.budget import Budget
 from qtool.runtime.evaluate import evaluate
+from qtool.runtime.ort import OrtSession
 from qtool.runtime.reference import ReferenceSession
 from smollm2 import fetch
 
@@ -43,23 +46,27 @@ SCORED, LENGTH = 16, 512
 def run(
     row: Row,
     source: Any,
+    tokenizer: Any,
     calibration: Tokens,
     scored: Any,
     reference: Recorded,
-    planner_for: Callable[[Recipe], Planner],
+    planner_for: Callable[[Row], Planner],
 ) -> dict[str, Any]:
     """Quantize and score one row."""
     started = time.monotonic()
     recipe: Recipe = row.recipe
     steps: list[Any] = []
     if row.max_bits is not None:
-        plan = planner_for(recipe).plan(Budget(max_bits=row.max_bits))
+        plan = planner_for(row).plan(Budget(max_bits=row.max_bits))
         recipe, steps = plan.recipe, plan.to_json()["steps"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, report = quantized(source, recipe, calibration, Path(folder) / "checkpoint", title=row.name)
         seconds = time.monotonic() - started
         with ReferenceSession(checkpoint) as session:
             result = evaluate(session, scored, reference=reference)
+        package = {}
+        if row.scheme in EXPORTED:
+            package = in_package(checkpoint, tokenizer, Path(folder) / "package", scored, reference)
     assert result.reference_perplexity is not None
     return {
         "perplexity": result.perplexity,
@@ -69,7 +76,26 @@ def run(
         "top1_agreement": result.top1_agreement,
         "bits_per_weight_quantized": report.bits_per_weight_quantized,
         "seconds": round(seconds, 1),
+        **package,
         **({"steps": steps} if steps else {}),
+    }
+
+
+def in_package(
+    checkpoint: QuantizedCheckpoint, tokenizer: Any, folder: Path, scored: Any, reference: Recorded
+) -> dict[str, float]:
+    """Export the checkpoint and score the package in ONNX Runtime."""
+    folder.mkdir()
+    details = export_package(
+        checkpoint, folder, tokenizer_files=tokenizer, recipe_yaml=None, progress=lambda done, total, name: None
+    )
+    with OrtSession(folder, max_length=LENGTH) as session:
+        result = evaluate(session, scored, reference=reference)
+    assert result.kl_nats is not None
+    return {
+        "package_perplexity": result.perplexity,
+        "package_kl_nats": result.kl_nats,
+        "package_bits_per_weight_quantized": details["bits_per_weight_quantized"],
     }
 
 
@@ -106,21 +132,22 @@ def main() -> None:
     if options.output.exists():
         done = {json.loads(line)["row"] for line in options.output.read_text().splitlines()}
 
-    planners: dict[str, Planner] = {}
+    planners: dict[tuple[str, bool], Planner] = {}
 
-    def planner_for(recipe: Recipe) -> Planner:
+    def planner_for(row: Row) -> Planner:
         """One at a time: two budgets of one recipe come one after the other."""
-        if recipe.digest not in planners:
+        asked = (row.recipe.digest, row.mixed)
+        if asked not in planners:
             planners.clear()
             threads = torch.get_num_threads()
-            planners[recipe.digest] = Planner(subject, recipe, calibration, mixed=False, threads=threads)
-        return planners[recipe.digest]
+            planners[asked] = Planner(subject, row.recipe, calibration, mixed=row.mixed, threads=threads)
+        return planners[asked]
 
     for row in rows(options.scheme, options.method, options.quantizer):
         name = f"{row.name} | {options.calibration}" + (" | planted" if options.planted else "")
         if name in done:
             continue
-        entry = {"row": name, **run(row, subject, calibration, scored, reference, planner_for)}
+        entry = {"row": name, **run(row, subject, source.tokenizer_files, calibration, scored, reference, planner_for)}
         entry |= {"qtool": qtool.__version__, "torch": torch.__version__, "calibration_sequences": options.sequences}
         print(
             f"{name:70s} {entry['perplexity']:8.3f} × {entry['ratio']:.3f}  KL {entry['kl_nats']:.4f}  "

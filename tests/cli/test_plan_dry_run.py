@@ -17,9 +17,10 @@ from qtool.cli.main import main
 from qtool.quantize.artifacts import tensor_file
 from qtool.quantize.artifacts.stored_scale import STORED_SCALES
 from qtool.quantize.inputs.source_model import SourceModel
-from qtool.quantize.planner import forecast, forecast_refinement
+from qtool.quantize.measure import backwards
+from qtool.quantize.planner import forecast, forecast_refinement, forecast_weighing
 from qtool.quantize.planner.forecast_size import SCALES
-from qtool.quantize.quantizers import block_refinement, gptq, pipeline
+from qtool.quantize.quantizers import block_refinement, gptq, pipeline, token_weights
 
 Make = Callable[..., Path]
 TEXT = "".join(f"Line {i} says {i * 7919 % 1000}.\n" for i in range(400))
@@ -30,6 +31,7 @@ SCHEMES = {
     "quad": ("--scheme", "W4A4", "--group-size", "32", "--transform", "quad", "--rank", "8"),
     "hadamard, low rank": ("--scheme", "W4A8", "--group-size", "32", "--transform", "hadamard", "--low-rank", "4"),
     "frozen": ("--scheme", "W4A4", "--group-size", "32", "--runtime-smooth", "frozen"),
+    "weighed": ("--scheme", "W4A8", "--token-weights", "gradient", "--group-size", "32"),
     "static": ("--scheme", "W8A8", "--activation", "per_tensor"),
     "FP8": ("--scheme", "FP8_DYNAMIC"),
     "MXFP4": ("--scheme", "MXFP4"),
@@ -142,6 +144,8 @@ def test_the_forecast_counts_with_the_runs_own_numbers() -> None:
         block_refinement.LOOKS,
         block_refinement.LOOKED_AT,
     )
+    assert forecast_weighing.STATES_BYTES == token_weights.STATES_BYTES
+    assert forecast_weighing.HEAD_ROWS == backwards.HEAD_ROWS
     assert pipeline.HEAD_PIECE_ELEMENTS == forecast.PIECE_ELEMENTS
     for name, form in STORED_SCALES.items():
         for n, g in ((3, 1), (4, 7)):

@@ -49,6 +49,19 @@ def by_transform(truth: dict[str, float]) -> Callable[[str, Recipe], Measured]:
     return measure
 
 
+def test_weighing_tokens_is_rolled_back_when_counting_them_alike_is_better() -> None:
+    budget = Budget(max_bits=5.1)
+    asked = ASKED.model_copy(update={"token_weights": "gradient"})
+    sites = decisions(budget).sites
+    found = Decisions(asked, NAMES, sites, budget)
+    for alike, final in ((0.03, "uniform"), (0.06, "gradient")):
+        truth = {AS_ASKED: 0.14, "per site": 0.05, "everywhere": 0.06, "whole": 0.09, "alike": alike}
+        steps = run_steps(found, asked, budget, by_transform(truth))
+        assert steps[-1].name == "all tokens alike"
+        assert [s.recipe.token_weights for s in steps if s.kept][-1] == final
+    assert "all tokens alike" not in kept(run_steps(decisions(budget), ASKED, budget, by_transform(truth)))
+
+
 def kept(steps: list[Step]) -> dict[str, bool]:
     return {step.name: step.kept for step in steps}
 
