@@ -1,4 +1,4 @@
-"""What a recipe quantizes: the user's model after transforms of the whole, and how much calibration tokens count."""
+"""The float model that a recipe quantizes: the user's own after the recipe's transforms of the whole model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from qtool.quantize.artifacts.statistics import Statistics
     from qtool.quantize.artifacts.weights import WeightSource
     from qtool.quantize.inputs import Tokens
-    from qtool.quantize.quantizers.token_weights import TokenWeights
 
 
 def transformed_model(
@@ -43,36 +42,6 @@ def transformed_model(
             progress=report_progress,
         )
         return transform_model(source, recipe.model, context)
-
-
-class WeighedTokens:
-    """How much calibration tokens count, computed once for every float model.
-
-    Args:
-        tokens: calibration text; None where no recipe needs one.
-    """
-
-    def __init__(self, tokens: Tokens | None) -> None:
-        self._tokens = tokens
-        self._known: dict[str, TokenWeights] = {}
-
-    def of(
-        self, model: WeightSource, recipe: Recipe, assignments: Mapping[str, Assignment]
-    ) -> TokenWeights | None:
-        """Their weights on the model that a recipe quantizes; None where the recipe counts them all the same."""
-        from qtool.quantize.architectures import require_quantizable
-        from qtool.quantize.quantizers.token_weights import gradient_weights
-
-        needed = any(a.needs_calibration for a in assignments.values())
-        if recipe.token_weights == "uniform" or self._tokens is None or not needed:
-            return None
-        if model.digest not in self._known:
-            groups = require_quantizable(model.config).linear_groups
-            with progress("weigh tokens") as report_progress:
-                self._known[model.digest] = gradient_weights(
-                    model, groups, self._tokens.ids, seed=recipe.seed, progress=report_progress
-                )
-        return self._known[model.digest]
 
 
 def _measured(tokens: Tokens | None, source: WeightSource) -> Statistics:

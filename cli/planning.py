@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.float_model import WeighedTokens
 from qtool.cli.progress import progress, table
 from qtool.cli.quantized import quantized
+from qtool.cli.weighed_tokens import WeighedTokens
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.plan import Plan

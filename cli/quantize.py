@@ -90,8 +90,8 @@ class Smooth(click.ParamType[dict[str, Any]]):
 @click.option(
     "--token-weights",
     type=click.Choice(["uniform", "gradient"]),
-    help="How much each calibration token counts: all the same (default), or by the model's gradients, in half as much "
-    "time again.",
+    help="How much each calibration token counts: all the same, or by the model's gradients, in twice the time. "
+    "By default plans weigh by gradients, other recipes do not.",
 )
 @click.option("--lm-head", help="The head's scheme, or float; by default W8A8 under W4A8, float under W4A16 and FP8.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a name, * wildcards or re:REGEX.")
@@ -132,8 +132,9 @@ def command(
     if not auto and (mixed or budget != Budget()):
         raise UsageError("--max-bits, --max-loss, --max-slowdown and --mixed", "are the planner's", "add --auto")
     from qtool.cli.corpus import load_tokens
-    from qtool.cli.float_model import WeighedTokens, transformed_model
+    from qtool.cli.float_model import transformed_model
     from qtool.cli.progress import notes, progress
+    from qtool.cli.weighed_tokens import WeighedTokens
     from qtool.quantize.architectures import linear_names, require_quantizable
     from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.inputs import check_finite, open_model

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtool.cli.float_model import WeighedTokens, transformed_model
+from qtool.cli.float_model import transformed_model
 from qtool.cli.progress import progress
+from qtool.cli.weighed_tokens import WeighedTokens
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint

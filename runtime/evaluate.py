@@ -225,17 +225,15 @@ class Softmax:
         return -np.take_along_axis(self.logprobs, targets[:, None], axis=1)[:, 0].astype(np.float32)
 
     def top(self, logits: FloatArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
-        """The likeliest ids (ties to the smaller id), their log probabilities, and that of all the rest together.
-
-        Empties the shares of the likeliest: the rest is added up without them, not subtracted from 1.
-        """
+        """The likeliest ids (ties to the smaller id), their log probabilities, and that of all the rest together."""
         count = min(TOP, logits.shape[1] - 1)
         top = np.argpartition(logits, -count, axis=1)[:, -count:]
         values = np.take_along_axis(self.logprobs, top, axis=1)
         likeliest = np.lexsort((top, -values), axis=1)
         top, values = np.take_along_axis(top, likeliest, axis=1), np.take_along_axis(values, likeliest, axis=1)
-        np.put_along_axis(self.shares, top, 0, axis=1)
-        with np.errstate(divide="ignore"):
-            others = np.log(self.shares.sum(axis=1) / self.total)
+        rest = self.shares.copy()  # added up by itself: 1 − the likeliest would cancel
+        np.put_along_axis(rest, top, 0, axis=1)
+        with np.errstate(divide="ignore"):  # below e⁻⁷⁴⁵ it is stored as LOWEST
+            others = np.log(rest.sum(axis=1) / self.total)
         stored = np.concatenate([values, others[:, None]], axis=1).clip(LOWEST, 0)
         return top.astype(np.int32), stored.astype(np.float16)

@@ -36,6 +36,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
     **{f"{PLANNER} {bits}": {"max_bits": bits, **WEIGHED} for bits in (4.9, 5.3)},
+    **{f"{PLANNER} {bits}, tokens alike": {"max_bits": bits} for bits in (4.9, 5.3)},
     **{f"{PLANNER} {bits}, mixed": {"max_bits": bits, "mixed": True, **WEIGHED} for bits in (4.9, 5.3)},
 }
 QUANTIZERS: Mapping[str, Mapping[str, Any]] = {

@@ -92,8 +92,8 @@ def quantize_model(
     if tokens is None and lacking:
         what = f"{lacking[0]}: per_tensor activations"
         raise UsageError(what, "need measured ranges", "give a text, or run qtool measure and pass --statistics")
-    run = _Run(source, assignments, groups, input_scales, writer, progress, seed, journal, kv)
-    run.token_weights = token_weights or run.token_weights
+    weights = token_weights or TokenWeights({})
+    run = _Run(source, assignments, groups, input_scales, writer, progress, seed, journal, kv, weights)
     with torch.no_grad():
         return run.run(tokens)
 
@@ -112,6 +112,7 @@ class _Run:
         seed: int,
         journal: RunJournal | None,
         kv: CacheScheme | None,
+        token_weights: TokenWeights,
     ) -> None:
         self._source = source
         self._assignments = dict(assignments)
@@ -121,11 +122,11 @@ class _Run:
         self._seed = seed
         self._journal = journal
         self._kv = kv
+        self._token_weights = token_weights
         self._blocks = int(source.config["num_hidden_layers"])
         self._ledger = Ledger(assignments)
         self._shards = Shards(source, writer, self._ledger, journal)
         self._done = 0
-        self.token_weights = TokenWeights({})
         head = self._assignments[HEAD]
         if self._shards.tied and (head.needs_calibration or head.transform is not None):
             # An embedding is looked up: no transform stands in front of it.
@@ -211,7 +212,7 @@ class _Run:
                 inputs = partial(calibration.inputs_of, block, group[0])
                 hessian = None
                 if self._needs.moments(modules):
-                    hessian = Hessian(modules[0], self.token_weights.of(modules[0]))
+                    hessian = Hessian(modules[0], self._token_weights.of(modules[0]))
                     inputs(hessian.add)
                 weights = {prefix + path: block.get_parameter(f"{path}.weight").data for path in group}
                 layers = with_input_scales(self._quantize(modules, hessian, inputs, weights), inputs)

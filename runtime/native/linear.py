@@ -11,8 +11,9 @@ from torch.nn.functional import linear
 from qtool.kernels.side_gemm import add_side_output, side_rows
 from qtool.quantize.artifacts.quantized_linear import QuantizedLinear
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
+from qtool.runtime.native.kernel_table import NoKernelError, product_of
 from qtool.runtime.native.prepared import Prepared
-from qtool.runtime.native.products import NoKernelError, Product, product_of
+from qtool.runtime.native.products import Product
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
-from qtool.runtime.native.products import LARGEST_SIDE
+from qtool.runtime.native.kernel_table import LARGEST_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from qtool.kernels.quantize_activation import prepare_rows
 from qtool.kernels.runtime_smooth import Requests
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
+from qtool.runtime.native.kernel_table import reads_sums
 from qtool.runtime.native.linear import Dequantized, NativeLinear, float_linear, quantized_linear
 from qtool.runtime.native.merge import Given, merge
-from qtool.runtime.native.products import reads_sums
 from qtool.runtime.native.site_input import SiteInput, Source
 
 

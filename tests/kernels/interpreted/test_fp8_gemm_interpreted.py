@@ -91,7 +91,7 @@ def test_both_operand_orders_and_both_ways_to_sum(guarded: Guard, weights_first:
 
 def test_parts_of_k_are_added_in_order(guarded: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     arrivals = guarded(torch.zeros(8, dtype=torch.int32))
-    monkeypatch.setattr(workspace, "_arrivals", lambda device, tiles: arrivals[:tiles])
+    monkeypatch.setattr(workspace, "stream_zeros", lambda count, device, least: arrivals[:count])
     x, w, one = guarded(codes(4, 768, 7)), guarded(codes(40, 768, 8)), guarded(torch.ones(1))
     tile = Tiling(16, 32, 4, 2)
     cut = fp8_gemm(x, one, w, one, None, torch.float32, tiling=Tiling(16, 32, 4, 2, parts=3))

@@ -255,7 +255,7 @@ def test_shared_sums_are_left_as_they_were_found(
     name: str, guarded: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = torch.zeros(4 * (16 * 64 + 1), dtype=torch.int32)
-    monkeypatch.setattr(workspace, "_zeroed", lambda count, device: kept[:count])
+    monkeypatch.setattr(workspace, "stream_zeros", lambda count, device, least: kept[:count])
     one = problem((EXACT_FORMS | FLOAT_FORMS)[name], (17, 70, 384), guarded)
     first = one.run(tiling=IN_THREE)
     assert (kept == 0).all()
