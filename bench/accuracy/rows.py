@@ -25,6 +25,7 @@ ROTATE = {"model": ["fold_norms", "rotate"]}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "smooth": {"model": ["smooth"]},
+    "smooth, searched": {"model": ["smooth"], "smooth_search": "aqas"},
     "rotate": ROTATE,
     "hadamard": {"transform": "hadamard"},
     "rotate + hadamard": {**ROTATE, "transform": "hadamard"},
