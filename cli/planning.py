@@ -64,6 +64,7 @@ class Planner:
         from qtool.quantize.planner.plan import split, try_sites
 
         torch.set_num_threads(threads)
+        self._threads = threads
         self._source, self._asked, self._tokens, self._mixed = source, asked, tokens, mixed
         fitted, self._judged = split(tokens.ids)
         self._fitted = dataclasses.replace(tokens, ids=fitted)
@@ -114,7 +115,9 @@ class Planner:
                 ReferenceSession(self._source) as reference,
                 progress(f"score: {name}") as report_progress,
             ):
-                scored = evaluate(session, self._judged, reference=reference, progress=report_progress)
+                scored = evaluate(
+                    session, self._judged, reference=reference, threads=self._threads, progress=report_progress
+                )
         assert scored.kl is not None and scored.reference_losses is not None
         return Measured(
             kl_nats=tuple(float(kl) for kl in scored.kl.mean(axis=1, dtype="float64")),

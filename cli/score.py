@@ -42,6 +42,7 @@ def score(
             scored.session,
             tokens.ids,
             reference=other.session if other else None,
+            threads=threads,
             progress=report_progress,
         )
     report = EvaluationReport.of(

@@ -22,7 +22,6 @@ from qtool.runtime.session import IntArray, Session, check_tokens
 
 TOP = 16
 CHUNK_ELEMENTS = 2**18  # what stays in a core's cache
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 LOWEST = -60000.0
 Progress = Callable[[int, int, str], None]
 DoubleArray = npt.NDArray[np.float64]
@@ -84,10 +83,13 @@ def evaluate(
     *,
     reference: Session | None = None,
     by_decode: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score one session on tokens [B, T], T at least 2; see `evaluate_together`."""
-    return evaluate_together([session], tokens, reference=reference, by_decode=by_decode, progress=progress)[0]
+    return evaluate_together(
+        [session], tokens, reference=reference, by_decode=by_decode, threads=threads, progress=progress
+    )[0]
 
 
 def evaluate_together(
@@ -96,6 +98,7 @@ def evaluate_together(
     *,
     reference: Session | None = None,
     by_decode: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Score several sessions on the same tokens, running the reference once per sequence.
@@ -105,6 +108,7 @@ def evaluate_together(
         tokens: ids [B, T], T at least 2.
         reference: what KL and agreement are measured against.
         by_decode: feed the subjects token by token instead of by prefill.
+        threads: for the softmaxes; None: all cores. The results do not depend on it.
         progress: (sequences done, total, text).
 
     Raises:
@@ -118,12 +122,13 @@ def evaluate_together(
         if other.vocab_size != vocab_size:
             raise InputRefused(other.description, "has another vocabulary", "compare models with one tokenizer")
     columns = [_Columns() for _ in subjects]
-    for i, row in enumerate(tokens):
-        against = None if reference is None else _logits(reference, row, by_decode=False)
-        for subject, column in zip(subjects, columns, strict=True):
-            column.add(_logits(subject, row, by_decode=by_decode), row[1:], against, subject.description)
-        if progress is not None:
-            progress(i + 1, len(tokens), "scoring")
+    with ThreadPoolExecutor(threads or _cores()) as pool:
+        for i, row in enumerate(tokens):
+            against = None if reference is None else _logits(reference, row, by_decode=False)
+            for subject, column in zip(subjects, columns, strict=True):
+                column.add(_logits(subject, row, by_decode=by_decode), row[1:], against, subject.description, pool)
+            if progress is not None:
+                progress(i + 1, len(tokens), "scoring")
     digest = tokens_digest(tokens)
     return [column.evaluation(digest, vocab_size) for column in columns]
 
@@ -145,7 +150,9 @@ class _Columns:
     agree: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     reference_losses: list[FloatArray] = field(default_factory=list)
 
-    def add(self, logits: FloatArray, targets: IntArray, reference: FloatArray | None, who: str) -> None:
+    def add(
+        self, logits: FloatArray, targets: IntArray, reference: FloatArray | None, who: str, pool: ThreadPoolExecutor
+    ) -> None:
         rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
 
         def scored(start: int) -> tuple[npt.NDArray[Any], ...]:
@@ -153,8 +160,7 @@ class _Columns:
             against = None if reference is None else reference[part]
             return _score(logits[part], targets[part], against, who)
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            pieces = list(pool.map(scored, range(0, len(targets), rows)))
+        pieces = list(pool.map(scored, range(0, len(targets), rows)))
         lists: tuple[list[Any], ...] = (
             self.losses,
             self.ids,
@@ -178,6 +184,10 @@ class _Columns:
             agree=np.stack(self.agree) if compared else None,
             reference_losses=np.stack(self.reference_losses) if compared else None,
         )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _logits(session: Session, row: IntArray, *, by_decode: bool) -> FloatArray:

@@ -196,7 +196,7 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
         raise InputRefused(folder, "its stored answers do not fit its transforms", "export the package again")
     node_checks = _check_nodes(graph, probes.nodes, nodes, probes.online, progress)
     with OrtSession(folder, threads=threads, max_length=probes.tokens.shape[1]) as session:
-        subject = evaluate(session, probes.tokens, progress=progress)
+        subject = evaluate(session, probes.tokens, threads=threads, progress=progress)
         distance = Distance.between(subject.losses, probes.reference_losses, None)
         model_check = _check_distance("model", distance, probes.floor, None)
         decode_tokens = probes.tokens[:1, :DECODE_TOKENS]

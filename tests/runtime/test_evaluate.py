@@ -75,6 +75,13 @@ def test_definitions(
     np.testing.assert_allclose(np.exp(found.top_logprobs[0, :, 16].astype(float)), rest.numpy(), rtol=1e-2)
 
 
+def test_threads_change_no_number(logits: np.ndarray, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1000)
+    one, three = (evaluate(Fixed(logits), tokens, reference=Fixed(logits + 1), threads=n) for n in (1, 3))
+    for name in ("losses", "top_ids", "top_logprobs", "kl", "agree"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
+
+
 def test_a_model_against_itself(make_source: Callable[..., Any], tokens: np.ndarray) -> None:
     with ReferenceSession(make_source()) as session:
         found = evaluate(session, tokens, reference=session)
