@@ -33,7 +33,9 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
         axis.set_xscale("log")
         axis.set_title(scheme, loc="left", fontsize=9, fontweight="bold")
         axis.margins(x=0.15, y=0.02)
-    figure.supxlabel("KL to the float model, nats; less is better (in brackets bits per weight, everything counted)", fontsize=8)
+    figure.supxlabel(
+        "KL to the float model, nats; less is better (in brackets bits per weight, everything counted)", fontsize=8
+    )
     return figure
 
 
