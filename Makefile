@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+GPU    ?= .venv-gpu
+MINUTES ?= 8
 # Without this the repository root is on sys.path and our kernels/ hides the package of that name.
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint compile bench clean
+.PHONY: help demo test lint compile bench gpu clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: *##/\t/; s/: .*##/\t/' | expand -t 12
@@ -33,8 +35,11 @@ bench: $(READY)  ## our package beside the onnxruntime-genai builder's int4; wha
 	$(BIN)/python bench/speed/cpu.py
 	$(BIN)/python bench/speed/measure.py
 
+gpu: $(GPU)/.ready ## on a machine with a GPU: every kernel checked, then timed, then whole models; 9 minutes
+	PYTHONPATH=src TRITON_INTERPRET=0 $(GPU)/bin/python bench/speed/gpu.py --minutes $(MINUTES)
+
 clean:           ## remove what the targets above made
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(GPU) .demo
 
 # torch comes first and alone: with it installed, nothing else pulls in a build for another device.
 $(READY): constraints.txt pyproject.toml setup.py
@@ -43,3 +48,13 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev,genai]'
 	@touch $(READY)
+
+# A torch for CUDA that $(PYTHON) already has is used as it is, with all that lies beside it; pip then installs only what
+# is missing. Without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=<folder of wheels> make gpu.
+GPU_NEEDS := torch transformers numpy scipy safetensors tokenizers pydantic PyYAML rich pytest pytest-timeout hypothesis
+$(GPU)/.ready: bench/speed/outer_torch.py
+	$(PYTHON) -m venv $(GPU)
+	$(PYTHON) bench/speed/outer_torch.py $(GPU)
+	$(GPU)/bin/pip install -q $(GPU_NEEDS)
+	-$(GPU)/bin/pip install -q --no-deps gemlite
+	@touch $@

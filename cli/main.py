@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "verify": "Re-check an artifact: every byte, and for a package every node and the whole model.",
     "run": "Generate text with a package.",
     "evaluate": "Perplexity, KL and top-1 agreement of a package, checkpoint or model.",
+    "bench": "Tokens per second of packages, checkpoints and models, side by side.",
     "check": "The CI gate: compare a package with a stored baseline; exit 5 on a regression.",
     "inspect": "Explain any artifact qtool wrote.",
 }

@@ -203,7 +203,7 @@ def command(
                 token_weights=token_weights,
             )
         kept.finish()
-        _write_companions(staging.path, rules, source)
+        _write_companions(staging.path, rules, source, float_model)
         if plan is not None:
             plan.write(staging.path)
         parents = [Parent(kind="model", digest=source.digest)]
@@ -278,10 +278,14 @@ def _statistics(path: Path | None, source: WeightSource) -> Statistics | None:
     return statistics
 
 
-def _write_companions(folder: Path, recipe: Recipe, source: SourceModel) -> None:
+def _write_companions(folder: Path, recipe: Recipe, source: SourceModel, quantized: WeightSource) -> None:
     import yaml
 
+    from qtool.quantize.artifacts.model_config import CONFIG, model_config
+    from qtool.quantize.artifacts.network import EMBEDDING
     from qtool.quantize.artifacts.store import write_file
+
+    write_file(folder / CONFIG, model_config(quantized.config, source.stored_dtype(f"{EMBEDDING}.weight")))
 
     write_file(folder / "recipe.yaml", yaml.safe_dump(recipe.to_data(), sort_keys=False).encode())
     (folder / "tokenizer").mkdir()

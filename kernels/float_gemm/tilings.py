@@ -54,10 +54,14 @@ def choose_tiling(configs: Path, form: str, device: torch.device, m: int, n: int
     for row in tiling_rows(configs):
         fits = form in row["forms"] and row["capability"] <= capability
         if fits and (row["up_to_m"] is None or m <= row["up_to_m"]):
-            tiles = -(-m // row["tile_m"]) * -(-n // row["tile_n"])
-            parts = _parts(tiles, -(-k // TILE_K), row["blocks"] * processors(device))
-            return replace(tiling_of(row), parts=parts)
+            return tiling_for(row, device, m, n, k)
     raise LookupError(f"{configs.parent.name}/{configs.name} has no tile for {form}, M = {m}, capability {capability}")
+
+
+def tiling_for(row: Mapping[str, Any], device: torch.device, m: int, n: int, k: int) -> Tiling:
+    """What a row of a table means for a product [m, k] × [n, k]: its tile, and the cut of K."""
+    tiles = -(-m // row["tile_m"]) * -(-n // row["tile_n"])
+    return replace(tiling_of(row), parts=_parts(tiles, -(-k // TILE_K), row["blocks"] * processors(device)))
 
 
 def _parts(tiles: int, k_tiles: int, blocks: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,8 +38,12 @@ def choose_tiling(op: str, operands: Operands, device: torch.device) -> Tiling:
         operands: their `form` and shape.
         device: theirs.
     """
-    row = row_for(op, target_of(device), operands.form, operands.shape)
-    split = row.get("split_k") or _split(row, operands.shape, _multiprocessors(device))
+    return tiling_of(row_for(op, target_of(device), operands.form, operands.shape), operands.shape, device)
+
+
+def tiling_of(row: Mapping[str, Any], shape: tuple[int, int, int], device: torch.device) -> Tiling:
+    """What a row of configs.json means for a product (M, N, K): its sizes, and its split of K or one that fits."""
+    split = row.get("split_k") or _split(row, shape, _multiprocessors(device))
     sizes = {name: row[name] for name in ("block_m", "block_n", "num_warps", "num_stages")}
     return Tiling(**sizes, split_k=split)
 
@@ -66,7 +71,7 @@ def target_of(device: torch.device) -> str:
     return "sm_80" if capability in ((8, 0), (8, 7)) else "sm_89"
 
 
-def _split(row: dict[str, Any], shape: tuple[int, int, int], multiprocessors: int) -> int:
+def _split(row: Mapping[str, Any], shape: tuple[int, int, int], multiprocessors: int) -> int:
     """Enough blocks to fill the GPU, each with enough K tiles, none of them empty."""
     m, n, k = shape
     tiles = -(-m // row["block_m"]) * -(-n // row["block_n"])

@@ -120,6 +120,8 @@ def _quantize_integer(
 ) -> tuple[Tensor, Tensor]:
     blocks = in_blocks(x, group_size)
     limit = blocks.abs().amax(dim=-1, keepdim=True) * clip
+    # A number over a tensor is torch's reciprocal times the number: two roundings.
+    by = torch.full_like(limit, largest) / limit
     # limit × 0 is zero for a small range, and NaN for NaN.
-    codes = torch.round(blocks * torch.where(limit > SMALLEST_RANGE, largest / limit, limit * 0))
+    codes = torch.round(blocks * torch.where(limit > SMALLEST_RANGE, by, limit * 0))
     return codes if clip == 1.0 else codes.clamp(-largest, largest), limit / largest

@@ -50,7 +50,9 @@ def quantized(
 
 def _integers(blocks: Tensor, limit: Tensor, largest: float) -> tuple[Tensor, Tensor]:
     usable = (limit > SMALLEST_RANGE) & torch.isfinite(limit)
-    rounded = torch.round(blocks * torch.where(usable, largest / limit, torch.zeros_like(limit)))
+    # A number over a tensor is torch's reciprocal times the number: two roundings.
+    by = torch.full_like(limit, largest) / limit
+    rounded = torch.round(blocks * torch.where(usable, by, torch.zeros_like(limit)))
     codes = torch.where(usable, rounded.clamp(-largest, largest), torch.zeros_like(rounded))
     return codes.to(torch.int8), limit / largest
 

@@ -116,8 +116,10 @@ def quantize_smoothed(
     relative = tiles.abs().amax(dim=-1) / factors.unsqueeze(-2)
     token_range = relative.amax(dim=-1, keepdim=True) * clip
     whole = factors.unsqueeze(-2) * token_range
+    # A number over a tensor is torch's reciprocal times the number: two roundings.
+    by = torch.full_like(whole, INT4_MAX) / whole
     # whole × 0 is zero for a row of zeros, and NaN for NaN.
-    multiplier = torch.where(whole > SMALLEST_FACTOR, INT4_MAX / whole, whole * 0)
+    multiplier = torch.where(whole > SMALLEST_FACTOR, by, whole * 0)
     codes = torch.round(tiles * multiplier.unsqueeze(-1))
     codes = codes if clip == 1.0 else codes.clamp(-INT4_MAX, INT4_MAX)
     return SmoothedCodes(codes=codes, token_range=token_range, factors=factors, order=order)

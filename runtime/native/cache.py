@@ -37,6 +37,10 @@ class LayerCache(Protocol):
         """One token of every sequence against all it sees, [B, H, c] to the same; None: attend by `read`."""
         ...
 
+    def tensors(self) -> list[Tensor]:
+        """All that is stored, [B, H_kv, places, …] each, with a place for every position or for a few."""
+        ...
+
 
 class FloatCache:
     """Keys and values as they are."""
@@ -67,6 +71,10 @@ class FloatCache:
             shared, self._keys, self._values, attn_mask=seen[:, None, None], scale=scale
         )
         return found.reshape(query.shape)
+
+    def tensors(self) -> list[Tensor]:
+        """See LayerCache."""
+        return [self._keys, self._values]
 
     def _store(self, key: Tensor, value: Tensor, step: Step) -> None:
         sequence = step.sequence
@@ -136,6 +144,20 @@ class CodedCache:
         return decode_attention(
             query, self.memory, step.first + 1, scale=scale, window=window, rotated_query=True, longest=longest
         )
+
+    def tensors(self) -> list[Tensor]:
+        """See LayerCache."""
+        found = [self.memory.exact_keys, self.memory.exact_values]
+        for stored in (self.memory.keys, self.memory.values):
+            found += [stored.codes, stored.scale, *([] if stored.offset is None else [stored.offset])]
+        return found
+
+
+def copy_sequences(source: LayerCache, into: LayerCache, sequences: Tensor) -> None:
+    """Fill a cache with these sequences, int64 [B], of another of its layer, or of itself, as far as both reach."""
+    for old, new in zip(source.tensors(), into.tensors(), strict=True):
+        places = min(old.shape[2], new.shape[2])
+        new[:, :, :places] = old[sequences, :, :places]
 
 
 def layer_cache(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qtool.runtime.native.cache import LayerCache
-from qtool.runtime.native.model import NativeModel
 from qtool.runtime.native.step import Step
 
 WARM_UPS = 2
@@ -18,14 +17,20 @@ class DecodeGraph:
     """One token of each of B sequences; the caches are those it was recorded with.
 
     Recording runs the step a few times on the tokens of the first call, which stores the same keys and values again.
+
+    Args:
+        compute: from token ids int64 [B] and their step to what is wanted of them, [B, …], storing keys and values in
+            the same memory at every call.
+        batch: B.
+        device: of all of it.
     """
 
-    def __init__(self, model: NativeModel, caches: list[LayerCache], batch: int) -> None:
-        self._model, self._caches = model, caches
-        self._ids = torch.zeros(batch, dtype=torch.int64, device=model.device)
-        self._first = torch.zeros(batch, dtype=torch.int32, device=model.device)
+    def __init__(self, compute: Callable[[Tensor, Step], Tensor], batch: int, device: torch.device) -> None:
+        self._compute, self._device = compute, device
+        self._ids = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._first = torch.zeros(batch, dtype=torch.int32, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: Tensor | None = None
+        self._found: Tensor | None = None
 
     @property
     def recorded(self) -> bool:
@@ -33,26 +38,27 @@ class DecodeGraph:
         return self._graph is not None
 
     def __call__(self, ids: Tensor, first: Tensor) -> Tensor:
-        """ids int64 [B] at positions `first` int32 [B], to logits [B, V] that the next call overwrites."""
+        """ids int64 [B] at positions `first` int32 [B], to a result that the next call overwrites."""
         self._ids.copy_(ids)
         self._first.copy_(first)
         if self._graph is None:
             self._record()
-        assert self._graph is not None and self._logits is not None
+        assert self._graph is not None and self._found is not None
         self._graph.replay()
-        return self._logits
+        return self._found
 
     def _record(self) -> None:
-        stream: Any = torch.cuda.Stream(self._model.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._model.device))
+        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 self._step()
-        torch.cuda.current_stream(self._model.device).wait_stream(stream)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._logits = self._step()
+        # The stream that has warmed up has its zeros (kernels/stream_zeros); on another, every launch would fill some.
+        with torch.cuda.graph(graph, stream=stream):
+            self._found = self._step()
         self._graph = graph
 
     def _step(self) -> Tensor:
-        return self._model.logits(self._ids, Step.recorded(self._first), self._caches)
+        return self._compute(self._ids, Step.recorded(self._first))

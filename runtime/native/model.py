@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qtool.errors import UsageError
-from qtool.kernels.quantize_activation import RmsNorm
+from qtool.kernels.quantize_activation import RmsNorm, prepare_rows
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.network import EMBEDDING, HEAD, load_network
@@ -43,7 +43,7 @@ class NativeModel:
     """
 
     def __init__(self, source: WeightSource, device: torch.device, dtype: torch.dtype, max_length: int) -> None:
-        _check(source.config)
+        check_native(source.config)
         self.device, self.dtype, self.max_length = device, dtype, max_length
         checkpoint = source if isinstance(source, QuantizedCheckpoint) else None
         self.kv: CacheScheme | None = None if checkpoint is None else checkpoint.kv
@@ -69,21 +69,29 @@ class NativeModel:
         """Whether a decoding step knows all it needs on the device; one cache is read sequence by sequence."""
         return self.kv is None or not (self.kv.before_bias and self.kv.past_only)
 
-    def caches(self, batch: int) -> list[LayerCache]:
-        """Empty caches of so many sequences, one a layer."""
+    def caches(self, batch: int, length: int | None = None) -> list[LayerCache]:
+        """Empty caches of so many sequences of so many positions, `max_length` for None; one a layer."""
         heads, head_dim = int(self.config.num_key_value_heads), self.blocks[0].attention.head_dim
-        shape = (batch, heads, self.max_length, head_dim)
+        shape = (batch, heads, length or self.max_length, head_dim)
         return [layer_cache(self.kv, shape, self.dtype, self.device) for _ in self.blocks]
 
     def logits(self, ids: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
         """ids int64 [M] to float32 [M, V]; stores their keys and values."""
-        x = self._embedded(ids)
+        x, norm = self._through_blocks(self.embedded(ids), step, caches)
+        (logits,) = self.head(x, norm, step.requests)
+        return logits
+
+    def hidden(self, x: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
+        """Embeddings [M, d] to what the head reads, [M, d] behind the last norm; stores their keys and values."""
+        out, norm = self._through_blocks(x, step, caches)
+        return prepare_rows(out, self.dtype, source=norm)
+
+    def _through_blocks(self, x: Tensor, step: Step, caches: list[LayerCache]) -> tuple[Tensor, RmsNorm]:
         residual = torch.zeros_like(x)
         rope = self._cos[step.positions], self._sin[step.positions]
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, residual, rope, cache, step)
-        (logits,) = self.head(x, self._final_norm.of(residual), step.requests)
-        return logits
+        return x, self._final_norm.of(residual)
 
     def operations(self) -> Mapping[str, int]:
         """How many linears run which kernel, merged ones counted once."""
@@ -97,13 +105,19 @@ class NativeModel:
         readers = [reader for block in self.blocks for reader in block.readers()] + [self.head]
         return [linear for reader in readers for linear in reader.linears]
 
-    def _embedded(self, ids: Tensor) -> Tensor:
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Token ids int64 [M] to their embeddings [M, d]."""
         if self._table is not None:
             return self._table[ids]
         return self.head.linears[0].product.rows(ids).to(self.dtype)
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def check_native(config: Mapping[str, Any]) -> None:
+    """Refuse what this runtime has no form of.
+
+    Raises:
+        UsageError: for a family, activation or rotary positions.
+    """
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UsageError(f"--runtime native: {family}", f"runs {', '.join(FAMILIES)}", REMEDY)

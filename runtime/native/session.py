@@ -53,7 +53,7 @@ class NativeSession:
         self._batch = 0
         self._model: NativeModel | None = NativeModel(source, where, dtype or FLOATS[where.type], max_length)
         self._graphs = where.type == "cuda" and self._model.recordable and graphs
-        self._description = _describe(self._model)
+        self._description = describe(self._model)
         LOGGER.info("%s", self._description)
         for reason, count in sorted(self._model.dequantized().items()):
             LOGGER.warning("%d linears run dequantized in float32: %s", count, reason)
@@ -75,6 +75,11 @@ class NativeSession:
         return self._description
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._open.device
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens in each sequence's cache."""
         return tuple(self._lengths)
@@ -87,6 +92,10 @@ class NativeSession:
             lengths: how many of each sequence's T tokens count, the leading ones, at least 1; None: all. Logits behind
                 them are zero.
         """
+        return _numpy(self.prefill_on_device(tokens, lengths))
+
+    def prefill_on_device(self, tokens: IntArray, lengths: Sequence[int] | None = None) -> Tensor:
+        """`prefill`, its logits left on the device."""
         check_tokens(tokens, dims=2, vocab_size=self.vocab_size)
         batch, longest = tokens.shape
         counts = [longest] * batch if lengths is None else [int(length) for length in lengths]
@@ -95,19 +104,22 @@ class NativeSession:
         step = Step.of(self._advance(batch, counts), counts, self._open.device)
         ids = torch.from_numpy(np.concatenate([row[:count] for row, count in zip(tokens, counts, strict=True)]))
         with torch.inference_mode():
-            found = self._open.logits(ids.to(self._open.device), step, self._caches)
-            return _numpy(step.padded(found))
+            return step.padded(self._open.logits(ids.to(self._open.device), step, self._caches))
 
     def decode(self, tokens: IntArray) -> FloatArray:
         """See Session."""
+        return _numpy(self.decode_on_device(tokens))
+
+    def decode_on_device(self, tokens: IntArray) -> Tensor:
+        """`decode`, its logits left on the device; the next call may overwrite them."""
         check_tokens(tokens, dims=1, vocab_size=self.vocab_size)
         counts, device = [1] * len(tokens), self._open.device
         first = self._advance(len(tokens), counts)
         ids = torch.from_numpy(tokens).to(device)
         with torch.inference_mode():
             if self._graphs and (found := self._replayed(ids, first)) is not None:
-                return _numpy(found)
-            return _numpy(self._open.logits(ids, Step.of(first, counts, device), self._caches))
+                return found
+            return self._open.logits(ids, Step.of(first, counts, device), self._caches)
 
     def reset(self) -> None:
         """See Session. The next prefill may have another number of sequences."""
@@ -131,7 +143,10 @@ class NativeSession:
 
     def _replayed(self, ids: Tensor, first: list[int]) -> Tensor | None:
         """A decoding step as a graph; None, once and for all, when it cannot be recorded."""
-        self._graph = self._graph or DecodeGraph(self._open, self._caches, len(ids))
+        model, caches = self._open, self._caches
+        self._graph = self._graph or DecodeGraph(
+            lambda tokens, step: model.logits(tokens, step, caches), len(ids), model.device
+        )
         try:
             return self._graph(ids, torch.tensor(first, dtype=torch.int32))
         except RuntimeError as error:
@@ -183,7 +198,8 @@ def native_device(name: str) -> torch.device:
     return device
 
 
-def _describe(model: NativeModel) -> str:
+def describe(model: NativeModel) -> str:
+    """What runs, on one line."""
     operations = ", ".join(f"{count} {op}" for op, count in sorted(model.operations().items()))
     cache = "float" if model.kv is None else str(model.kv)
     floats = str(model.dtype).removeprefix("torch.")

@@ -16,6 +16,7 @@ from qtool.kernels.quantize_activation import (
     fake_quantize_int8_static,
     quantize_int4,
     quantize_int8,
+    quantize_rows,
 )
 
 
@@ -23,6 +24,13 @@ def test_int8_per_token_by_hand() -> None:
     codes, scale = quantize_int8(torch.tensor([[127.0, -0.5, 1.5, 2.5], [0.0, 0.0, 0.0, 0.0]]))
     assert codes[:, 0].tolist() == [[127.0, 0.0, 2.0, 2.0], [0.0] * 4]  # half to even
     assert scale[:, 0, 0].tolist() == [1.0, 0.0]
+
+
+def test_127_over_the_range_is_rounded_once_as_the_kernel_rounds_it() -> None:
+    # 127 × x / max|x| is 63.5 for both, and the rounding of 127 / max|x| decides; the reciprocal's decides otherwise.
+    x = torch.tensor([[4.21875, 2.109375], [4.75, 2.375]])
+    assert quantize_int8(x)[0][:, 0, 1].tolist() == [64.0, 63.0]
+    assert quantize_rows(x).codes[:, 1].tolist() == [64, 63]
 
 
 def test_int8_blocks_have_their_own_scales() -> None:

@@ -133,3 +133,4 @@ def test_throughput_counts_what_it_says(float_package: Path) -> None:
         found = measure_throughput(session, prompt_tokens=32, decode_tokens=8, rounds=3)
     for spread in (found.prefill_tokens_per_s, found.decode_tokens_per_s):
         assert 0 < spread.low <= spread.median <= spread.high
+    assert found.rounds == 3
