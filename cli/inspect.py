@@ -27,7 +27,7 @@ Examples:
 @click.argument("artifact", type=options.PATH)
 @options.as_json
 def command(artifact: Path, as_json: bool) -> None:
-    """Explain ARTIFACT (statistics, checkpoint, package, or an evaluation report): kind, origin, contents.
+    """Explain ARTIFACT (statistics, checkpoint, package, folder, or an evaluation report): kind, origin, contents.
 
     Reads the manifest and the file list only; `qtool verify` re-checks the bytes.
     """
@@ -86,7 +86,7 @@ def _print_checkpoint(_path: Path, manifest: Manifest) -> None:
 
 
 def _print_package(path: Path, manifest: Manifest) -> None:
-    from qtool.cli.progress import table
+    from qtool.cli.progress import out, table
     from qtool.cli.report import print_verification
 
     details = manifest.details
@@ -96,7 +96,24 @@ def _print_package(path: Path, manifest: Manifest) -> None:
         ops[label] = ops.get(label, 0) + 1
     rows: list[list[Any]] = [[label, count] for label, count in sorted(ops.items())]
     title = f"target {details['target']}, {details['bits_per_weight']:.3f} bits per weight"
+    if details.get("kv", "float32") != "float32":
+        title += f", cache {details['kv']}"
     table(title, ["lowered nodes", "count"], rows)
+    if (prefill := details.get("prefill")) is not None:
+        out.print(f"prompts: fill.onnx, {prefill['scheme']}, {prefill['data_bytes'] / 1e6:.1f} MB more", markup=False)
+    if details["verified"]:
+        print_verification(json.loads((path / "verification.json").read_bytes()))
+
+
+def _print_folder(path: Path, manifest: Manifest) -> None:
+    from collections import Counter
+
+    from qtool.cli.progress import table
+    from qtool.cli.report import print_verification
+
+    details = manifest.details
+    rows: list[list[Any]] = [[scheme, count] for scheme, count in sorted(Counter(details["schemes"].values()).items())]
+    table(f"{details['layout']}, {details['bits_per_weight']:.3f} bits per weight", ["linears in", "count"], rows)
     if details["verified"]:
         print_verification(json.loads((path / "verification.json").read_bytes()))
 
@@ -105,4 +122,5 @@ PRINTERS: dict[str, Callable[[Path, Manifest], None]] = {
     "statistics": _print_statistics,
     "checkpoint": _print_checkpoint,
     "package": _print_package,
+    "compressed-tensors": _print_folder,
 }

@@ -18,14 +18,19 @@ COMMANDS: dict[str, str] = {
     "measure": "Record what a model's activations look like: maxima, outliers, where and how large.",
     "plan": "Choose what each layer gets, under a budget, and measure it; or foretell what quantizing takes.",
     "quantize": "Quantize a model by a scheme or a recipe into a checkpoint.",
+    "import": "Take over a model that GPTQ, AWQ or compressed-tensors quantized, code for code.",
     "export": "Lower a checkpoint to a package for ONNX Runtime, and prove it equal to what was scored.",
     "verify": "Re-check an artifact: every byte, and for a package every node and the whole model.",
+    "explain": "What ONNX Runtime really runs: kernels, precision, bytes, time, and the traps of a graph.",
     "run": "Generate text with a package.",
     "evaluate": "Perplexity, KL and top-1 agreement of a package, checkpoint or model.",
     "bench": "Tokens per second of packages, checkpoints and models, side by side.",
     "check": "The CI gate: compare a package with a stored baseline; exit 5 on a regression.",
+    "npu-check": "Check graphs against the rules of the QNN execution provider, one line per breach.",
+    "audit": "Do the static ranges of an NPU package hold on other and longer text? Exit 5 when not.",
     "inspect": "Explain any artifact qtool wrote.",
 }
+MODULES = {"npu-check": "npu_check", "import": "import_checkpoint"}  # `import` is no name for a module
 
 EXIT_CODES = """\b
 Exit codes:
@@ -45,7 +50,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"qtool.cli.{cmd_name}")
+        module = importlib.import_module(f"qtool.cli.{MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = module.command
         return command
 

@@ -62,7 +62,7 @@ class Smooth(click.ParamType[dict[str, Any]]):
 @click.argument("model")
 @options.output
 @click.option("--recipe", type=options.PATH, help="A recipe file (YAML); instead of --scheme and what goes with it.")
-@click.option("--scheme", help="W4A16, W4A8, W8A8, W4A4, FP8_DYNAMIC, W4A8_FP, MXFP4, NVFP4 … (docs/formats.md).")
+@click.option("--scheme", help="W4A16, W8A16, W4A8, W8A8, W4A4, FP8_DYNAMIC, W4A8_FP, MXFP4 … (docs/formats.md).")
 @click.option("--group-size", help="16, 32, 64, 128 or channel: weights that share a scale.")
 @click.option("--scale", help="Of 4-bit weights in groups: float (default), e8m0 or shift (powers of two).")
 @click.option("--asymmetric", is_flag=True, help="Weights with zero points.")

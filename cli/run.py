@@ -109,7 +109,13 @@ def _package_runner(package: Path, engine: options.EngineChoice, *, verify: bool
 
     if engine.runtime == "reference":
         raise UsageError("--runtime reference", "generates no text", "use --runtime native for a checkpoint")
-    open_artifact(package, kind="package", verify=verify)
+    manifest = open_artifact(package, kind="package", verify=verify)
+    if manifest.details["target"] == "npu":
+        from qtool.runtime.npu import NpuSession
+
+        return Runs(
+            tokenizer=package, open_session=lambda length: NpuSession(package, threads=threads, max_length=length)
+        )
     return Runs(
         tokenizer=package, open_session=lambda length: OrtSession(package, threads=threads, max_length=length)
     )

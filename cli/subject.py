@@ -60,7 +60,8 @@ def open_weights(argument: str) -> Weights:
     if kind is None:
         return _open_model(argument)
     if kind != "checkpoint":
-        raise UsageError(argument, f"is a {kind}", "give a checkpoint or a model")
+        makes_one = "; qtool import makes a checkpoint of this folder" if kind == "compressed-tensors" else ""
+        raise UsageError(argument, f"is a {kind}", f"give a checkpoint or a model{makes_one}")
     return _open_checkpoint(Path(argument))
 
 
@@ -147,13 +148,14 @@ def _open_checkpoint(folder: Path) -> Weights:
     manifest = checkpoint.manifest
     model = manifest.parent("model")
     assert model is not None
+    recipe = folder / "recipe.yaml"  # an imported checkpoint has none
     return Weights(
         source=checkpoint,
         tokenizer_files={path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())},
         parents=(Parent(kind="checkpoint", digest=checkpoint.digest), Parent(kind="model", digest=model)),
         estimate_bytes=2 * sum(record.size_bytes for record in manifest.files.values()),
         recipe=manifest.recipe,
-        recipe_yaml=(folder / "recipe.yaml").read_bytes(),
+        recipe_yaml=recipe.read_bytes() if recipe.is_file() else None,
         seed=manifest.seed,
         calibration_windows=tuple(manifest.details["calibration_windows"]),
     )
@@ -164,11 +166,19 @@ def _open_package(folder: Path, *, threads: int, length: int) -> Subject:
     from qtool.runtime.ort import OrtSession
 
     manifest = open_artifact(folder, kind="package")
+    if manifest.details["target"] == "npu":
+        from qtool.runtime.npu import NpuSession
+
+        session: Session = NpuSession(folder, threads=threads, max_length=length)
+    else:
+        session = OrtSession(folder, threads=threads, max_length=length)
     return Subject(
-        session=OrtSession(folder, threads=threads, max_length=length),
+        session=session,
         tokenizer_files={"tokenizer.json": (folder / "tokenizer.json").read_bytes()},
         digest=manifest.digest,
-        description="package in ONNX Runtime",
+        description="NPU package simulated in ONNX Runtime"
+        if manifest.details["target"] == "npu"
+        else "package in ONNX Runtime",
         model_digest=_model_digest(manifest.parents),
         calibration_windows=tuple(manifest.details["calibration_windows"]),
     )

@@ -8,9 +8,7 @@ import numpy as np
 
 from qtool.errors import InputRefused, UsageError
 from qtool.quantize.artifacts.weights import FloatArray
-from qtool.runtime.session import IntArray, Session
-
-PREFILL_CHUNK = 512
+from qtool.runtime.session import IntArray, Session, last_logits
 
 
 def generate(
@@ -28,7 +26,7 @@ def generate(
 
     Args:
         session: is reset first.
-        prompt_ids: [T], at least one id. Prefilled in chunks so that the logits of a long prompt stay small.
+        prompt_ids: [T], at least one id.
         max_new_tokens: at least 0.
         temperature: 0 is greedy (ties to the smallest id).
         top_k: keep the k likeliest ids; 0 keeps all.
@@ -57,8 +55,7 @@ def _generate(
     eos_ids: frozenset[int],
 ) -> Iterator[int]:
     session.reset()
-    for start in range(0, len(prompt), PREFILL_CHUNK):
-        logits = session.prefill(prompt[None, start : start + PREFILL_CHUNK])[0, -1]
+    logits = last_logits(session, prompt[None])[0]
     for i in range(count):
         token = pick(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         if token in eos_ids:

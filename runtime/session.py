@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from qtool.errors import UsageError
 from qtool.quantize.artifacts.weights import FloatArray
 
 IntArray = npt.NDArray[np.int64]
+PREFILL_CHUNK = 512
 
 
 class Session(Protocol):
@@ -54,6 +55,27 @@ class Session(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+@runtime_checkable
+class AnswersLast(Protocol):
+    """A session that can compute the last position's logits without the others'."""
+
+    def prefill_last(self, tokens: IntArray) -> FloatArray:
+        """Append tokens [B, T] to the cache and return the logits of the last position, [B, V]."""
+        ...
+
+
+def last_logits(session: Session, tokens: IntArray) -> FloatArray:
+    """Append tokens [B, T] to the cache; the logits [B, V] of the last one, by the shortest way the session has.
+
+    A session that computes all logits gets the tokens in chunks, so that those of a long prompt stay small.
+    """
+    if isinstance(session, AnswersLast):
+        return session.prefill_last(tokens)
+    for start in range(0, tokens.shape[1], PREFILL_CHUNK):
+        logits = session.prefill(tokens[:, start : start + PREFILL_CHUNK])
+    return logits[:, -1]
 
 
 def check_tokens(tokens: IntArray, *, dims: int, vocab_size: int) -> None:

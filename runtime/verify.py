@@ -4,6 +4,7 @@
     online    the transforms in front of nodes, the side products behind      error ≤ 1e-5
     model     the package's logits against the torch reference's              ≤ 3 × the measured noise floor
     decode    token by token against prefill, in ONNX Runtime                 ≤ 3 × the measured noise floor
+    prompts   where a second graph reads them: its nodes as above, and both graphs together as `model`
     genai     onnxruntime-genai loads the folder and generates
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,8 @@ from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.weights import WeightSource
 from qtool.runtime.evaluate import Progress, evaluate, evaluate_together
-from qtool.runtime.ort.session import OrtSession
+from qtool.runtime.ort.session import FILL_MODEL, GENAI_CONFIG, OrtSession
+from qtool.runtime.reference.int8_cache import Scales, StaticInt8Cache
 from qtool.runtime.reference.model import ReferenceSession
 from qtool.runtime.session import IntArray
 from qtool.runtime.verification.genai import NOT_INSTALLED, genai_generates
@@ -45,7 +48,8 @@ from qtool.runtime.verification.online_probes import (
     online,
     online_error,
 )
-from qtool.runtime.verification.probe_file import Probes, read_probes, write_probes
+from qtool.runtime.verification.probe_file import Probes, PromptProbes, read_probes, write_probes
+from qtool.runtime.verification.prompt_probes import make_prompt_probes, open_prompt_graph, prompt_tokens
 
 DECODE_TOKENS = 96
 NOISE_SEEDS = (1, 2)
@@ -124,6 +128,7 @@ def verify_export(
     *,
     progress: Progress,
     threads: int | None = None,
+    scales: Scales | None = None,
 ) -> Verification:
     """Verify a package that was just written, and write its probes.safetensors.
 
@@ -134,6 +139,7 @@ def verify_export(
         tokens: ids [B, T] to compare the whole model on; a few hundred are enough.
         progress: (done, total, text).
         threads: of the runtime; None for all cores.
+        scales: of its INT8 cache; None for a cache of floats.
 
     Raises:
         InputRefused: when the package cannot be run, or its nodes are not the ones described.
@@ -153,9 +159,14 @@ def verify_export(
                 surroundings[name] = make_online_probe(name, node, source)
             progress(i + 1, len(nodes), "expected answers")
     node_checks = _check_nodes(graph, probes, nodes, surroundings, progress)
+    prompts, new_cache = None, None if scales is None else partial(StaticInt8Cache, scales)
+    if "prefill" in details:
+        assert isinstance(source, QuantizedCheckpoint)
+        prompts = make_prompt_probes(folder, source, details["prefill"]["nodes"], tokens, threads, progress, new_cache)
     decode_tokens = tokens[:1, :DECODE_TOKENS]
     length = tokens.shape[1]
-    with ReferenceSession(source) as reference, OrtSession(folder, threads=threads, max_length=length) as session:
+    opened = ReferenceSession(source, new_cache=new_cache), _open(folder, threads, length)
+    with opened[0] as reference, opened[1] as session:
         noisy = [reference.perturbed(seed) for seed in NOISE_SEEDS]
         subject, *runs = evaluate_together([session, *noisy], tokens, reference=reference, progress=progress)
         floor = NoiseFloor.of(runs, sequences=len(tokens), positions=length - 1)
@@ -174,9 +185,11 @@ def verify_export(
             reference_losses=subject.reference_losses,
             floor=floor,
             decode_floor=decode_floor,
+            prompts=prompts,
         ),
     )
-    return Verification(checks=(*node_checks, model_check, decode_check, genai_check))
+    prompt_checks = _check_prompts(folder, details, prompts, tokens, threads, progress)
+    return Verification(checks=(*node_checks, model_check, decode_check, *prompt_checks, genai_check))
 
 
 def verify_package(folder: Path, *, progress: Progress, threads: int | None = None) -> Verification:
@@ -186,6 +199,10 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
         InputRefused: when a byte changed, or the package cannot be run.
     """
     manifest = open_artifact(folder, kind="package")
+    if manifest.details["target"] == "npu":
+        from qtool.runtime.npu.verify import verify_npu_package  # it builds on this module
+
+        return verify_npu_package(folder, progress=progress, threads=threads)
     probes = read_probes(folder)
     nodes: Nodes = manifest.details["nodes"]
     graph = PackageGraph(folder, threads=threads)
@@ -195,14 +212,45 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
     if online(nodes).keys() != probes.online.keys():
         raise InputRefused(folder, "its stored answers do not fit its transforms", "export the package again")
     node_checks = _check_nodes(graph, probes.nodes, nodes, probes.online, progress)
-    with OrtSession(folder, threads=threads, max_length=probes.tokens.shape[1]) as session:
+    with _open(folder, threads, probes.tokens.shape[1]) as session:
         subject = evaluate(session, probes.tokens, threads=threads, progress=progress)
         distance = Distance.between(subject.losses, probes.reference_losses, None)
         model_check = _check_distance("model", distance, probes.floor, None)
         decode_tokens = probes.tokens[:1, :DECODE_TOKENS]
         decode_check = _check_decode(session, decode_tokens, probes.decode_floor, progress)
         genai_check = _check_genai(folder, probes.tokens, session.vocab_size)
-    return Verification(checks=(*node_checks, model_check, decode_check, genai_check))
+    prompt_checks = _check_prompts(folder, manifest.details, probes.prompts, probes.tokens, threads, progress)
+    return Verification(checks=(*node_checks, model_check, decode_check, *prompt_checks, genai_check))
+
+
+def _open(folder: Path, threads: int | None, length: int) -> OrtSession:
+    """The model by itself; a graph for prompts is checked on its own."""
+    return OrtSession(folder, threads=threads, max_length=length, fill=False)
+
+
+def _check_prompts(
+    folder: Path,
+    details: Mapping[str, Any],
+    probes: PromptProbes | None,
+    tokens: IntArray,
+    threads: int | None,
+    progress: Progress,
+) -> list[Check]:
+    described = "prefill" in details
+    if described != (probes is not None) or described != (folder / FILL_MODEL).is_file():
+        raise InputRefused(folder, "its graph for prompts, or what it must answer, is missing or extra", "export again")
+    if probes is None:
+        return []
+    graph, nodes = open_prompt_graph(folder, details["prefill"]["nodes"], threads)
+    node_checks = [
+        replace(check, name=f"prompt {check.name}")
+        for check in _check_nodes(graph, probes.nodes, nodes, probes.online, progress)
+    ]
+    prompt = prompt_tokens(tokens)
+    with OrtSession(folder, threads=threads, max_length=prompt.shape[1]) as session:
+        subject = evaluate(session, prompt, progress=progress)
+    distance = Distance.between(subject.losses, probes.losses, None)
+    return [*node_checks, _check_distance("prompts", distance, probes.floor, None)]
 
 
 def _check_nodes(
@@ -258,6 +306,8 @@ def _check_distance(name: str, distance: Distance, floor: NoiseFloor, agreement:
 
 
 def _check_genai(folder: Path, tokens: IntArray, vocab_size: int) -> Check:
+    if not (folder / GENAI_CONFIG).is_file():
+        return Check(name="genai", detail="skipped: the layout is another one", forced="skipped")
     answer = genai_generates(folder, [int(i) for i in tokens[0, :PROMPT_TOKENS]], vocab_size)
     if answer == NOT_INSTALLED:
         return Check(name="genai", detail=answer, forced="skipped")

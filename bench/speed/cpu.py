@@ -1,14 +1,21 @@
-"""Prefill and decode speed on CPU: qtool's package beside the onnxruntime-genai builder's int4 model.
+"""Prefill and decode speed on CPU: qtool's packages beside llama.cpp's Q4_0 and the onnxruntime-genai builder's int4.
 
-Same checkpoint, same runtime, same machine, engines asked in turn within each round; what is printed and stored is
-the ratio of each round, so that a machine that drifts drifts for both. The builder is there twice: as it comes
-(block 32), and with qtool's block of 64, which is the like-for-like comparison. Run it alone: `make bench`.
+Same weights, same machine, engines asked in turn within each round; what is judged is the ratio of each round, so that
+a machine that drifts drifts for all. Every engine computes the logits of a prompt's last token alone (the builder with
+prune_lm_head). Beside the speed stand each engine's perplexity on one text, scored through the very file and runtime
+that are timed, and its resident memory after the rounds. Run it alone: `make bench`.
+
+    python bench/speed/cpu.py --output bench/results/cpu-smollm2.json
+    python bench/speed/cpu.py --llama .demo/llama/bin/python      # has llama-cpp-python, see llama_peer.py
+    python bench/speed/cpu.py --shape 1b                          # random weights, where bandwidth matters; no text
+    python bench/speed/cpu.py --shape tiny --prompt 32 --new 4 --rounds 1     # does it all work?
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -16,23 +23,33 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_model import SHAPES, write_folder, write_gguf
 
 from smollm2 import fetch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PEER = "builder int4, block 32"
+LLAMA, BUILDER = "llama.cpp Q4_0", "builder int4, block 32"
+BUILDER_BLOCKS = (32, 64, 128)
+# Against whom, phase, at least this ratio for the best of qtool's engines.
+TARGETS = ((LLAMA, "prefill", 1.4), (LLAMA, "decode", 1.2), (BUILDER, "prefill", 1.15), (BUILDER, "decode", 1.15))
+OURS = "qtool"
+SCORED = (4, 512)
+Rounds = list[dict[str, tuple[float, float]]]
 
 
 class Engine:
-    """A worker process that is asked for one timing at a time."""
+    """A worker process that answers one request at a time."""
 
-    def __init__(self, kind: str, folder: Path, threads: int) -> None:
-        command = [sys.executable, str(HERE / "worker.py"), kind, str(folder), str(threads)]
+    def __init__(self, *command: str) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._line() == "ready"
+        if self._line() != "ready":
+            sys.exit(f"error: {command} did not get ready")
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -41,12 +58,16 @@ class Engine:
             sys.exit(f"error: the worker ended with code {self.process.wait()}")
         return line.strip()
 
-    def time(self, prompt: int, new: int) -> tuple[float, float]:
-        """Tokens per second of prefill and decode."""
+    def ask(self, *request: object) -> list[float]:
+        """The numbers of one answer."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{prompt} {new}\n")
+        self.process.stdin.write(" ".join(map(str, request)) + "\n")
         self.process.stdin.flush()
-        prefill, decode = map(float, self._line().split())
+        return [float(word) for word in self._line().split()]
+
+    def speed(self, prompt: int, new: int) -> tuple[float, float]:
+        """Tokens per second of prefill and decode."""
+        prefill, decode = self.ask("speed", prompt, new)
         return prompt / prefill, new / decode
 
     def close(self) -> None:
@@ -64,29 +85,75 @@ def qtool(*arguments: str) -> None:
     run(sys.executable, "-m", "qtool.cli", *arguments)
 
 
-def build_ours(work: Path) -> Path:
-    """qtool's package: W4A8, GPTQ, all defaults."""
-    if not (work / "package").exists():
-        qtool("quantize", str(fetch(work)), "-o", str(work / "checkpoint"), "--scheme", "W4A8")
-        qtool("export", str(work / "checkpoint"), "-o", str(work / "package"))
-    return work / "package"
+class Models:
+    """The same weights in every engine's form, built where they are missing.
 
+    Args:
+        work: folder of this model.
+        common: folder of the downloaded one.
+        shape: of random weights; None for SmolLM2.
+    """
 
-def build_theirs(work: Path, block: int) -> Path:
-    """The builder's int4 model of the same weights."""
-    folder, output = work / "hf", work / f"builder-int4-{block}"
-    if not folder.exists():
-        write_hf_folder(fetch(work), folder)
-    if not output.exists():
-        run(
-            *(sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(folder), "-o", str(output)),
-            *("-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", f"block_size={block}"),
-        )
-    return output
+    def __init__(self, work: Path, common: Path, shape: str | None) -> None:
+        self._work, self._common, self._shape = work, common, shape
+        work.mkdir(parents=True, exist_ok=True)
+
+    def source(self) -> Path:
+        """What qtool quantizes."""
+        return fetch(self._common) if self._shape is None else self.folder()
+
+    def folder(self) -> Path:
+        """A Hugging Face folder, which is what the builder reads."""
+        folder = self._work / "hf"
+        if not folder.exists():
+            if self._shape is None:
+                write_hf_folder(fetch(self._common), folder)
+            else:
+                from qtool.quantize.inputs import open_model
+
+                write_folder(self._shape, folder, open_model(str(fetch(self._common))).tokenizer_files)
+        return folder
+
+    def ours(self, name: str, scheme: str, *export: str, head: str | None = None) -> Path:
+        """A package of qtool, all defaults but the head's scheme; random weights are rounded, and not verified in
+        torch's float32."""
+        package = self._work / f"package-{name}"
+        checkpoint = self._work / (f"checkpoint-{scheme}" + ("" if head is None else f"-head-{head}"))
+        if package.exists():
+            return package
+        chosen = () if self._shape is None else ("--quantizer", "rtn")
+        chosen += () if head is None else ("--lm-head", head)
+        if not checkpoint.exists():
+            qtool("quantize", str(self.source()), "-o", str(checkpoint), "--scheme", scheme, *chosen)
+        unverified = () if self._shape is None else ("--no-verify",)
+        qtool("export", str(checkpoint), "-o", str(package), *export, *unverified)
+        return package
+
+    def builder(self, block: int) -> Path:
+        """The builder's int4 model."""
+        output = self._work / f"builder-int4-{block}-last-logits"
+        if not output.exists():
+            run(
+                *(sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(self.folder())),
+                *("-o", str(output), "-p", "int4", "-e", "cpu", "-c", str(self._work / "cache")),
+                *("--extra_options", f"block_size={block}", "prune_lm_head=true"),
+            )
+        return output
+
+    def gguf(self, python: str) -> Path:
+        """llama.cpp's Q4_0 of the same weights."""
+        output = self._work / "q4_0.gguf"
+        if not output.exists():
+            source = fetch(self._common)
+            if self._shape is not None:
+                source = self._work / "f16.gguf"
+                write_gguf(self._shape, source)
+            run(python, str(HERE / "llama_peer.py"), "quantize", str(source), str(output))
+        return output
 
 
 def write_hf_folder(model: Path, folder: Path) -> None:
-    """The model as a Hugging Face folder, which is what the builder reads."""
+    """A model as a Hugging Face folder."""
     import torch
     from safetensors.torch import save_file
 
@@ -101,6 +168,46 @@ def write_hf_folder(model: Path, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def open_engines(models: Models, options: argparse.Namespace) -> dict[str, Engine]:
+    """Every engine, built first and opened then."""
+    threads, worker = str(options.threads), (sys.executable, str(HERE / "worker.py"))
+    commands: dict[str, tuple[str, ...]] = {}
+    if options.llama:
+        model = models.gguf(options.llama)
+        commands[LLAMA] = (options.llama, str(HERE / "llama_peer.py"), "serve", str(model), threads)
+    for block in BUILDER_BLOCKS:
+        commands[f"builder int4, block {block}"] = (*worker, "genai", str(models.builder(block)), threads)
+    package = str(models.ours("w4a8", "W4A8"))
+    commands["qtool W4A8 in genai"] = (*worker, "genai", package, threads)
+    commands["qtool W4A8"] = (*worker, "qtool", package, threads)
+    both = ("--prefill", "w8a8", "--kv", "int8")
+    hybrid = str(models.ours("hybrid", "W4A8", *both[:2]))
+    commands["qtool, prompts W8A8"] = (*worker, "qtool", hybrid, threads)
+    commands["qtool, + KV INT8"] = (*worker, "qtool", str(models.ours("hybrid-kv8", "W4A8", *both)), threads)
+    lean = str(models.ours("hybrid-kv8-head4", "W4A8", *both, head="W4A8"))
+    commands["qtool, + head in 4 bits"] = (*worker, "qtool", lean, threads)
+    if options.w8a8:
+        commands["qtool W8A8 per token"] = (*worker, "qtool", str(models.ours("w8a8", "W8A8")), threads)
+    return {name: Engine(*command) for name, command in commands.items()}
+
+
+def text_tokens(models: Models, work: Path, text: Path | None) -> Path:
+    """Token ids of a text, as a file that the workers read."""
+    import numpy as np
+
+    from qtool.quantize.inputs import builtin_text, open_model, tokenize
+
+    model = open_model(str(models.source()))
+    words = builtin_text("scoring") if text is None else text.read_text()
+    sequences, length = SCORED
+    tokens = tokenize(
+        model.tokenizer_files, words, sequences=sequences, length=length, vocab_size=model.config["vocab_size"]
+    )
+    path = work / "scored.npy"
+    np.save(path, tokens.ids)
+    return path
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -111,64 +218,114 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / ".demo" / "bench", help="where models are built and kept")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape instead of SmolLM2")
+    parser.add_argument("--llama", help="interpreter of an environment with llama-cpp-python; without it no llama.cpp")
+    parser.add_argument("--w8a8", action="store_true", help="also a package that is INT8 throughout")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=512, help="prefill tokens")
     parser.add_argument("--new", type=int, default=64, help="decode tokens, after the prompt")
+    parser.add_argument("--text", type=Path, help="what perplexity is taken on; default: qtool's own text")
+    parser.add_argument("--no-score", action="store_true", help="no perplexity")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    ours = build_ours(options.work)
-    engines = {
-        PEER: Engine("genai", build_theirs(options.work, 32), options.threads),
-        "builder int4, block 64": Engine("genai", build_theirs(options.work, 64), options.threads),
-        "qtool package in genai": Engine("genai", ours, options.threads),
-        "qtool package in qtool": Engine("qtool", ours, options.threads),
-    }
-    rounds: list[dict[str, tuple[float, float]]] = []
+    work = options.work if options.shape is None else options.work / options.shape
+    models = Models(work, options.work, options.shape)
+    engines = open_engines(models, options)
+    rounds: Rounds = []
     for number in range(options.rounds + 1):
-        timed = {name: engine.time(options.prompt, options.new) for name, engine in engines.items()}
+        timed = {name: engine.speed(options.prompt, options.new) for name, engine in engines.items()}
         if number:  # the first round warms up
             rounds.append(timed)
             print(f"round {number}:", {name: f"{p:.0f} / {d:.0f}" for name, (p, d) in timed.items()}, flush=True)
+    resident = {name: engine.ask("memory") for name, engine in engines.items()}
+    losses = {}
+    if not options.no_score and options.shape is None:
+        tokens = text_tokens(models, work, options.text)
+        losses = {name: engine.ask("score", tokens)[0] for name, engine in engines.items()}
     for engine in engines.values():
         engine.close()
-    report(rounds, options)
+    report(rows_of(rounds, resident, losses), rounds, options)
 
 
-def report(rounds: list[dict[str, tuple[float, float]]], options: argparse.Namespace) -> None:
-    rows = []
-    print(f"\n{processor()}, {options.threads} threads, prompt {options.prompt}, {options.new} new tokens")
-    print(f"{'':26}{'prefill tok/s':>16}{'decode tok/s':>16}{'prefill ratio':>24}{'decode ratio':>24}")
+def rows_of(rounds: Rounds, resident: dict[str, list[float]], losses: dict[str, float]) -> list[dict[str, Any]]:
+    """One row an engine; ratios are medians of each round's own."""
+    rows: list[dict[str, Any]] = []
     for name in rounds[0]:
-        prefill, decode = (spread([r[name][i] for r in rounds]) for i in (0, 1))
-        ratios = [spread([r[name][i] / r[PEER][i] for r in rounds]) for i in (0, 1)]
-        shown = [f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" for r in ratios]
-        print(f"{name:26}{prefill['median']:16.0f}{decode['median']:16.0f}{shown[0]:>24}{shown[1]:>24}")
-        rows.append(
-            {
-                "engine": name,
-                "prefill_tokens_per_s": prefill,
-                "decode_tokens_per_s": decode,
-                "prefill_ratio": ratios[0],
-                "decode_ratio": ratios[1],
-            }
-        )
+        row: dict[str, Any] = {"engine": name}
+        for index, phase in enumerate(("prefill", "decode")):
+            row[f"{phase}_tokens_per_s"] = spread([r[name][index] for r in rounds])
+            for peer in (LLAMA, BUILDER):
+                if peer in rounds[0]:
+                    ratios = [r[name][index] / r[peer][index] for r in rounds]
+                    row.setdefault(f"{phase}_ratio", {})[peer] = spread(ratios)
+        row["resident_bytes"], row["highest_bytes"] = (int(number) for number in resident[name])
+        if name in losses:
+            row["perplexity"] = math.exp(losses[name])
+        rows.append(row)
+    return rows
+
+
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every engine of qtool and every target, what was reached."""
+    return [
+        {
+            "engine": row["engine"],
+            "peer": peer,
+            "phase": phase,
+            "target": wanted,
+            "reached": row[f"{phase}_ratio"][peer]["median"],
+            "met": row[f"{phase}_ratio"][peer]["median"] >= wanted,
+        }
+        for row in rows
+        for peer, phase, wanted in TARGETS
+        if row["engine"].startswith(OURS) and peer in row[f"{phase}_ratio"]
+    ]
+
+
+def report(rows: list[dict[str, Any]], rounds: Rounds, options: argparse.Namespace) -> None:
+    print(f"\n{processor()}, {options.threads} threads, {len(rounds)} rounds, {options.prompt} + {options.new} tokens")
+    peers = [peer for peer in (LLAMA, BUILDER) if peer in rounds[0]]
+    heads = [f"{phase} / {peer}" for peer in peers for phase in ("prefill", "decode")]
+    print(f"{'':30}{'prefill':>9}{'decode':>8}" + "".join(f"{head:>34}" for head in heads) + f"{'MB':>7}{'ppl':>9}")
+    for row in rows:
+        prefill, decode = (row[f"{phase}_tokens_per_s"]["median"] for phase in ("prefill", "decode"))
+        line = f"{row['engine']:30}{prefill:9.0f}{decode:8.0f}"
+        for peer in peers:
+            for phase in ("prefill", "decode"):
+                ratio = row[f"{phase}_ratio"][peer]
+                line += f"{ratio['median']:18.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        perplexity = f"{row['perplexity']:9.3f}" if "perplexity" in row else f"{'':9}"
+        print(f"{line}{row['resident_bytes'] / 1e6:7.0f}{perplexity}")
+    reached = targets(rows)
+    for target in reached:
+        verdict = "met" if target["met"] else "MISSED"
+        ratio = f"{target['reached']:.2f} of {target['target']:.2f}"
+        print(f"{target['engine']:30} {target['phase']:8} against {target['peer']:24} {ratio}  {verdict}")
     if options.output:
         packages = ("qtool-compiler", "onnxruntime", "onnxruntime-genai", "mobius-onnx", "numpy")
-        machine = {"processor": processor(), "threads": options.threads, "python": platform.python_version()}
         data = {
-            "machine": machine,
-            "versions": {name: version(name) for name in packages},
+            "machine": {"processor": processor(), "threads": options.threads, "python": platform.python_version()},
+            "versions": {name: version(name) for name in packages} | llama_version(options.llama),
+            "model": "SmolLM2-135M-Instruct" if options.shape is None else f"random weights, shape {options.shape}",
             "rounds": len(rounds),
             "prompt": options.prompt,
             "new": options.new,
-            "baseline": PEER,
+            "logits": "last token only",
             "rows": rows,
+            "targets": reached,
         }
         options.output.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def llama_version(python: str | None) -> dict[str, str]:
+    if not python:
+        return {}
+    question = "import importlib.metadata as m; print(m.version('llama-cpp-python'))"
+    answer = subprocess.run([python, "-c", question], capture_output=True, text=True, check=True)
+    return {"llama-cpp-python": answer.stdout.strip()}
 
 
 if __name__ == "__main__":

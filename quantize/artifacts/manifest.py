@@ -15,7 +15,7 @@ from qtool.errors import InputRefused
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-Kind = Literal["statistics", "plan", "checkpoint", "package"]
+Kind = Literal["statistics", "plan", "checkpoint", "package", "compressed-tensors"]
 MAX_MANIFEST_BYTES = 16 * 2**20
 
 

@@ -108,9 +108,10 @@ class Recipe(Strict):
         rules = [{"match": "*", "scheme": scheme, **common}]
         if head not in (FLOAT, scheme):
             preset = PRESETS[scheme]
+            activation = rule.get("activation") or preset.default_activation
             shared = {
                 "group_size": rule.get("group_size") or preset.group_size or "channel",
-                "activation": rule.get("activation") or preset.default_activation,
+                "activation": activation if head not in PRESETS or PRESETS[head].activation else None,
             }
             rules.append({"match": HEAD, "scheme": head, **common, **shared, **_NO_TRANSFORM})
         kept = [*ignore, *([HEAD] if head == FLOAT else [])]

@@ -171,6 +171,7 @@ def _blocks(scale: str, size: int, activation: NumericFormat | None) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "W4A16": Preset(weight=INT4, activation=None, group_size=64, default_activation="per_token", lm_head=None),
+    "W8A16": Preset(weight=INT8, activation=None, group_size=None, default_activation="per_token", lm_head="W8A16"),
     "W4A8": Preset(weight=INT4, activation=INT8, group_size=64, default_activation="per_token_group", lm_head="W8A8"),
     "W8A8": Preset(weight=INT8, activation=INT8, group_size=None, default_activation="per_token", lm_head="W8A8"),
     "W4A4": Preset(weight=INT4, activation=INT4, group_size=64, default_activation="per_token", lm_head="W8A8"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 # By the order in which safetensors lays tensors out.
 DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
     torch.int32: "I32",
@@ -74,15 +75,18 @@ def row_pieces(shape: Sequence[int], *, large: int | None = None, piece: int | N
         yield slice(start, min(start + step, rows))
 
 
-def write_tensors(tensors: Mapping[str, Tensor | Streamed], path: Path) -> None:
+def write_tensors(
+    tensors: Mapping[str, Tensor | Streamed], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file.
 
     Args:
         tensors: contents by name; those in memory must be contiguous.
         path: the new file.
+        metadata: of the whole file; Hugging Face's loaders look for {"format": "pt"}.
     """
     names = sorted(tensors, key=lambda name: (_ORDER.index(tensors[name].dtype), name))
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
     for name in names:
         tensor = tensors[name]

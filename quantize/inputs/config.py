@@ -26,6 +26,7 @@ _CODE_KEYS = (
     "custom_pipelines",
 )
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
+IMPORTED = ("gptq", "awq", "compressed-tensors")  # quant_method of folders whose codes `qtool import` keeps
 _WITHOUT_EFFECT = frozenset(
     {
         "_name_or_path", "attention_dropout", "attn_implementation", "bos_token", "eos_token", "hidden_dropout",
@@ -77,6 +78,8 @@ def _family(label: str, raw: Mapping[str, Any]) -> Architecture:
     for key in _QUANTIZED_KEYS:
         if raw.get(key) is not None:
             remedy = known.float_remedy if known else "give the original float model"
+            if isinstance(raw[key], Mapping) and raw[key].get("quant_method") in IMPORTED:
+                remedy = f"qtool import keeps its codes; else {remedy}"
             raise InputRefused(f"{label}: {key}", "the model is already quantized", remedy)
     row = architecture_of(raw)
     classes = given_or(raw, "architectures", [row.head_class])

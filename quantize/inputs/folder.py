@@ -48,8 +48,8 @@ def open_folder(path: Path) -> SourceModel:
     folder = path.resolve()
     config, notes = _read_config(folder)
     row = architecture_of(config)
-    files, stored = _read_tensors(folder, row.spine)
-    tensors, tied = _apply_tie(str(folder), network_tensors(str(folder), stored, config), config, row)
+    files, stored = read_tensors(folder, row.spine)
+    tensors, tied = apply_tie(str(folder), network_tensors(str(folder), stored, config), config, row)
     check_shapes(str(folder), tensors, tensor_shapes(config))
     tokenizer_files, tokenizer_notes = read_tokenizer_files(folder)
     return SourceModel(
@@ -89,11 +89,16 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, bytes], tuple[str, ...
 def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     if (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
         raise InputRefused(folder, "holds an adapter, not a model", "merge it into its base model first")
-    file = open_member(folder, CONFIG)
-    return check_config(CONFIG, parse_json_object(file.label, read_small(file, _MAX_CONFIG_BYTES), infinity=True))
+    return check_config(CONFIG, read_json_member(folder, CONFIG))
 
 
-def _read_tensors(folder: Path, spine: Spine) -> tuple[list[RegularFile], dict[str, Placed]]:
+def read_json_member(folder: Path, name: str) -> dict[str, Any]:
+    """A small JSON file of a model's folder, parsed."""
+    file = open_member(folder, name)
+    return parse_json_object(file.label, read_small(file, _MAX_CONFIG_BYTES), infinity=True)
+
+
+def read_tensors(folder: Path, spine: Spine) -> tuple[list[RegularFile], dict[str, Placed]]:
     """The weight files, and every tensor in them with its file. Rotary tables of old checkpoints are left out: they
     follow from the config."""
     names, weight_map = _weight_files(folder)
@@ -156,9 +161,14 @@ def _no_weights(folder: Path) -> InputRefused:
     return InputRefused(folder, f"has no weights (no {SINGLE}, no {INDEX})", "download the model again")
 
 
-def _apply_tie(
+def apply_tie(
     label: str, tensors: dict[str, Placed], config: dict[str, Any], row: Architecture
 ) -> tuple[dict[str, Placed], Iterable[str]]:
+    """The tensors without a head that is stored beside the embedding it is tied to, and what to say about the head.
+
+    Raises:
+        InputRefused: a head that is missing, or tied and different.
+    """
     embedding, head = f"{row.spine.embedding}.weight", f"{row.spine.head}.weight"
     tied = config["tie_word_embeddings"]
     note = tie_note(row, tied=tied)

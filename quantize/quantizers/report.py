@@ -94,12 +94,17 @@ class Ledger:
         self._sites: set[str] = set()
         self._taken: tuple[int, int] = (0, 0)
 
-    def quantized(self, module: str, tensor: QuantizedTensor, record: LayerRecord) -> None:
-        """A quantized linear was written."""
+    def assign(self, assignments: Mapping[str, Assignment]) -> None:
+        """What every linear got, where it is known only afterwards."""
+        self._assignments = assignments
+
+    def quantized(self, module: str, tensor: QuantizedTensor, record: LayerRecord | None) -> None:
+        """A quantized linear was written; no record where there was no float weight to compare it with."""
         bits = tensor.stored_bits + (0 if tensor.site in self._sites else tensor.transform_bits)
         self._sites.add(tensor.site)
         self._quantized[module] = (str(tensor.scheme), prod(tensor.shape), bits)
-        self._layers[module] = record
+        if record is not None:
+            self._layers[module] = record
 
     def kept(self, name: str, tensor: Tensor | Streamed) -> None:
         """A tensor was written in float."""
@@ -112,7 +117,7 @@ class Ledger:
         modules = list(self._quantized)[quantized:]
         return {
             "quantized": {module: list(self._quantized[module]) for module in modules},
-            "layers": {module: asdict(self._layers[module]) for module in modules},
+            "layers": {module: asdict(self._layers[module]) for module in modules if module in self._layers},
             "floats": {name: list(self._floats[name]) for name in list(self._floats)[floats:]},
         }
 

@@ -3,6 +3,13 @@
 Every past tensor and its present tensor are bound to the same buffer [1, kv_heads, max_length, head_dim], which
 GroupQueryAttention recognises and appends to; nothing of the cache is copied between steps. The batch is 1.
 The caller has checked the package's manifest: creating a session runs the runtime's own code on the file.
+
+Prompts are read CHUNK tokens at a time: attention then computes no more than a chunk of what a causal mask throws away,
+and what lies between two products stays in the processor's cache.
+
+A package may bring a second graph that only fills the cache (`fill.onnx`, see export/onnx/fill_graph.py). A prompt
+of more than FILL_ABOVE tokens then goes through it but for its last token, which the model itself answers. Where the
+model's cache is INT8, it fills one of floats, and what it filled is rounded over.
 """
 
 from __future__ import annotations
@@ -15,18 +22,18 @@ import numpy as np
 import onnxruntime as ort
 
 from qtool.errors import InputRefused, UsageError
+from qtool.quantize.artifacts.package_files import model_path
 from qtool.quantize.artifacts.weights import FloatArray
+from qtool.runtime.ort.bound_graph import BoundGraph
+from qtool.runtime.ort.cache_copies import CacheCopies
 from qtool.runtime.session import IntArray, check_tokens
 
-MODEL = "model.onnx"
-GENAI_CONFIG = "genai_config.json"
+MODEL, FILL_MODEL = "model.onnx", "fill.onnx"
+GENAI_CONFIG, CONFIG = "genai_config.json", "config.json"
 DEFAULT_MAX_LENGTH = 4096
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-}
+# Below, one run of the model itself costs no more than the fill and the step behind it.
+FILL_ABOVE = 16
+CHUNK = 128
 
 
 def session_options(threads: int | None, *, spinning: bool = True) -> Any:
@@ -53,6 +60,7 @@ class OrtSession:
         threads: intra-op threads; None for all cores.
         max_length: tokens the KV cache holds; None takes the model's context, at most 4096.
         spinning: see `session_options`.
+        fill: False leaves a graph for prompts aside: the model reads them itself.
 
     Raises:
         InputRefused: when ONNX Runtime cannot load the model or its inputs are not a decoder's.
@@ -60,24 +68,39 @@ class OrtSession:
     """
 
     def __init__(
-        self, folder: Path, *, threads: int | None = None, max_length: int | None = None, spinning: bool = True
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        max_length: int | None = None,
+        spinning: bool = True,
+        fill: bool = True,
     ) -> None:
-        self._path = folder / MODEL
         self._threads = threads
         self._max_length = _capacity(folder, max_length)
-        self._session = _load(self._path, session_options(threads, spinning=spinning))
-        self._binding = self._session.io_binding()
-        self._inputs = {arg.name: arg for arg in self._session.get_inputs()}
-        outputs = {arg.name: arg for arg in self._session.get_outputs()}
-        self._bind_cache(outputs)
-        self._check_interface(outputs)
-        self._vocab_size = int(outputs["logits"].shape[-1])
-        self._ones = np.ones((1, self._max_length), dtype=np.int64)
-        self._positions = np.arange(self._max_length, dtype=np.int64)[None]
+        options = session_options(threads, spinning=spinning)
+        path = model_path(folder)
+        self._model = BoundGraph(path, options, self._max_length)
+        if self._model.vocab_size is None:
+            raise InputRefused(f"{path}: logits", "does not fit a decoder with a KV cache", "export again")
+        self._copies: CacheCopies | None = None
+        self._fill = self._open_fill(folder / FILL_MODEL, spinning) if fill else None
+        self._vocab_size = self._model.vocab_size
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._step_logits = np.empty((1, 1, self._vocab_size), dtype=np.float32)
         self._length = 0
         self._stepping = False
+
+    def _open_fill(self, path: Path, spinning: bool) -> BoundGraph | None:
+        if not path.is_file():
+            return None
+        options = session_options(self._threads, spinning=spinning)
+        # Its threads must not go on spinning while the other graph decodes.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        graph = BoundGraph(path, options, self._max_length, self._model.cache)
+        if graph.cache is not self._model.cache:
+            self._copies = CacheCopies(self._model.properties, graph.cache, self._model.cache)
+        return graph
 
     @property
     def vocab_size(self) -> int:
@@ -92,19 +115,36 @@ class OrtSession:
     @property
     def description(self) -> str:
         """See Session."""
-        return f"onnxruntime {ort.__version__} CPU, {self._threads or 'all'} threads"
+        prompts = "" if self._fill is None else f", prompts by {FILL_MODEL}"
+        return f"onnxruntime {ort.__version__} CPU, {self._threads or 'all'} threads{prompts}"
 
     def prefill(self, tokens: IntArray) -> FloatArray:
-        """See Session; B is 1. Later calls continue, so a long prompt may come in chunks."""
-        check_tokens(tokens, dims=2, vocab_size=self._vocab_size)
-        if tokens.shape[0] != 1:
-            raise UsageError(f"batch {tokens.shape[0]}", "this session runs one sequence", "call it once per sequence")
-        ids = np.ascontiguousarray(tokens, dtype=np.int64)
-        logits = np.empty((1, ids.shape[1], self._vocab_size), dtype=np.float32)
+        """See Session; B is 1. Later calls continue, so a long prompt may come in chunks.
+
+        Where the package has a graph for prompts, row t is what the package answers to a prompt that ends there: the
+        model's step on token t behind a cache that was filled. That takes a step a row.
+        """
+        ids = self._prompt(tokens)
+        if self._fill is not None:
+            return self._prefill_row_by_row(ids)
         self._stepping = False
-        self._bind_tokens(ids, logits)
-        self._run(ids.shape[1])
+        logits = self._model.all_logits(ids, self._length)
+        self._length += ids.shape[1]
         return logits
+
+    def prefill_last(self, tokens: IntArray) -> FloatArray:
+        """Append tokens [1, T] to the cache and return the logits of the last one alone, [1, V]: what a prompt
+        costs when it is answered."""
+        ids = self._prompt(tokens)
+        if self._fill is not None and ids.shape[1] > FILL_ABOVE:
+            self._fill_cache(ids[:, :-1])
+            ids = ids[:, -1:]
+        for start in range(0, ids.shape[1], CHUNK):
+            part = np.ascontiguousarray(ids[:, start : start + CHUNK])
+            rows = 1 if self._model.counts else part.shape[1]
+            logits = np.empty((1, rows, self._vocab_size), dtype=np.float32)
+            self._run(self._model, part, logits)
+        return logits[:, -1]
 
     def decode(self, tokens: IntArray) -> FloatArray:
         """See Session; the returned [1, V] is one buffer, overwritten by the next step."""
@@ -112,20 +152,21 @@ class OrtSession:
             check_tokens(tokens, dims=1, vocab_size=self._vocab_size)
             raise UsageError(f"batch {tokens.shape[0]}", "this session runs one sequence", "call it once per sequence")
         self._token[0, 0] = tokens[0]
-        if not self._stepping:
-            self._bind_tokens(self._token, self._step_logits)
-            self._stepping = True
-        self._run(1)
+        self._step()
         return self._step_logits[0]
 
     def reset(self) -> None:
         """See Session. The buffers stay; what lies beyond the attention mask is never read."""
         self._length = 0
+        if self._copies is not None:
+            self._copies.reset()
 
     def close(self) -> None:
         """See Session."""
-        self._binding = self._session = None
-        self._cache.clear()
+        self._model.close()
+        if self._fill is not None:
+            self._fill.close()
+        self._copies = None
 
     def __enter__(self) -> Self:
         return self
@@ -133,61 +174,60 @@ class OrtSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _run(self, new: int) -> None:
+    def _prompt(self, tokens: IntArray) -> IntArray:
+        check_tokens(tokens, dims=2, vocab_size=self._vocab_size)
+        if tokens.shape[0] != 1:
+            raise UsageError(f"batch {tokens.shape[0]}", "this session runs one sequence", "call it once per sequence")
+        self._check_room(tokens.shape[1])
+        return np.ascontiguousarray(tokens, dtype=np.int64)
+
+    def _run(self, graph: BoundGraph, ids: IntArray, logits: FloatArray | None) -> None:
+        self._stepping = False
+        graph.bind(ids, logits)
+        graph.run(self._length, ids.shape[1])
+        self._length += ids.shape[1]
+
+    def _fill_cache(self, ids: IntArray) -> None:
+        assert self._fill is not None
+        before = self._length
+        if self._copies is not None:
+            self._copies.to_floats(before)
+        for start in range(0, ids.shape[1], CHUNK):
+            self._run(self._fill, np.ascontiguousarray(ids[:, start : start + CHUNK]), None)
+        if self._copies is not None:
+            self._copies.to_codes(before, self._length)
+
+    def _step(self) -> None:
+        self._check_room(1)
+        if not self._stepping:
+            self._model.bind(self._token, self._step_logits)
+            self._stepping = True
+        self._model.run(self._length, 1)
+        self._length += 1
+
+    def _prefill_row_by_row(self, ids: IntArray) -> FloatArray:
+        assert self._fill is not None
+        start, count = self._length, ids.shape[1]
+        self._fill_cache(ids)
+        cache = self._model.cache
+        filled = {name: array[:, :, start : start + count].copy() for name, array in cache.items()}
+        logits = np.empty((1, count, self._vocab_size), dtype=np.float32)
+        for row in range(count):
+            self._length = start + row
+            self._token[0, 0] = ids[0, row]
+            self._step()
+            logits[0, row] = self._step_logits[0, 0]
+            if row + 1 < count:  # the step wrote its own entry; the prompt's next token sees the filled one
+                for name, array in cache.items():
+                    array[:, :, start + row] = filled[name][:, :, row]
+        return logits
+
+    def _check_room(self, new: int) -> None:
         total = self._length + new
         if total > self._max_length:
             raise UsageError(
                 f"{total} tokens", f"the KV cache holds {self._max_length}", "open the session with a larger max_length"
             )
-        self._bind_view("attention_mask", self._ones, total, 0)
-        if "position_ids" in self._inputs:
-            self._bind_view("position_ids", self._positions, new, self._length)
-        self._session.run_with_iobinding(self._binding)
-        self._length = total
-
-    def _bind_tokens(self, ids: IntArray, logits: FloatArray) -> None:
-        self._binding.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-
-    def _bind_view(self, name: str, row: IntArray, count: int, start: int) -> None:
-        pointer = row.ctypes.data + start * row.itemsize
-        self._binding.bind_input(name, "cpu", 0, np.int64, (1, count), pointer)
-
-    def _bind_cache(self, outputs: dict[str, Any]) -> None:
-        self._cache: dict[str, Any] = {}
-        for name, arg in self._inputs.items():
-            if not name.startswith("past_key_values."):
-                continue
-            present = name.replace("past_key_values.", "present.", 1)
-            _, heads, _, width = arg.shape
-            if present not in outputs or arg.type not in _DTYPES or not isinstance(heads, int):
-                raise InputRefused(f"{self._path}: {name}", f"is no KV input: {arg.type} {arg.shape}", "export again")
-            buffer = ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((1, heads, self._max_length, width), dtype=_DTYPES[arg.type]), "cpu", 0
-            )
-            self._binding.bind_ortvalue_input(name, buffer)
-            self._binding.bind_ortvalue_output(present, buffer)
-            self._cache[name] = buffer
-
-    def _check_interface(self, outputs: dict[str, Any]) -> None:
-        known = {"input_ids", "attention_mask", "position_ids", *self._cache}
-        unknown = sorted(set(self._inputs) - known)
-        missing = sorted({"input_ids", "attention_mask"} - set(self._inputs))
-        if unknown or missing or not self._cache or "logits" not in outputs:
-            name = (unknown + missing + ["logits"])[0]
-            raise InputRefused(f"{self._path}: {name}", "does not fit a decoder with a KV cache", "export again")
-        if outputs["logits"].type != "tensor(float)" or not isinstance(outputs["logits"].shape[-1], int):
-            raise InputRefused(f"{self._path}: logits", "are not float32 with a fixed vocabulary", "export again")
-
-
-def _load(path: Path, options: Any) -> Any:
-    if not path.is_file():
-        raise UsageError(path, "does not exist", "give a package that qtool export wrote")
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's exceptions share no base class
-        reason = str(error).splitlines()[0][:200]
-        raise InputRefused(path, f"ONNX Runtime cannot load it ({reason})", "export the package again") from error
 
 
 def _capacity(folder: Path, asked: int | None) -> int:
@@ -200,11 +240,17 @@ def _capacity(folder: Path, asked: int | None) -> int:
 
 
 def _context_length(folder: Path) -> int | None:
+    """What the layout's own configuration says; None where there is none."""
     path = folder / GENAI_CONFIG
+    keys: tuple[str, ...] = ("model", "context_length")
+    if not path.is_file():
+        path, keys = folder / CONFIG, ("max_position_embeddings",)
     if not path.is_file():
         return None
     try:
-        length = json.loads(path.read_bytes())["model"]["context_length"]
+        found = json.loads(path.read_bytes())
+        for key in keys:
+            found = found[key]
+        return int(found)
     except (ValueError, KeyError, TypeError):
-        raise InputRefused(path, "names no model.context_length", "export the package again") from None
-    return int(length)
+        raise InputRefused(path, f"names no {'.'.join(keys)}", "export the package again") from None

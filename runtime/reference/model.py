@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -55,10 +56,20 @@ def _kind(source: WeightSource) -> str:
     return weights if source.kv is None else f"{weights}, {source.kv}"
 
 
-class ReferenceSession:
-    """`Session` over the eager network, any batch, on the CPU."""
+def _float_cache(config: Any) -> DynamicCache:
+    return DynamicCache(config=config)
 
-    def __init__(self, source: WeightSource) -> None:
+
+class ReferenceSession:
+    """`Session` over the eager network, any batch, on the CPU.
+
+    Args:
+        source: a float model or a checkpoint.
+        new_cache: makes an empty cache from the network's config; None for one of floats, or of the checkpoint's codes.
+    """
+
+    def __init__(self, source: WeightSource, *, new_cache: Callable[[Any], DynamicCache] | None = None) -> None:
+        self._make_cache = new_cache or _float_cache
         self._network: Any = load_reference(source)
         self._description = f"torch reference, {_kind(source)}"
         self._noise: torch.Generator | None = None
@@ -87,7 +98,7 @@ class ReferenceSession:
         between the two sessions is what no runtime can be asked to beat.
         """
         other = object.__new__(ReferenceSession)
-        other._network = self._network
+        other._network, other._make_cache = self._network, self._make_cache
         other._description = f"{self._description}, noise {seed}"
         other._seed = seed
         other.reset()
@@ -105,13 +116,17 @@ class ReferenceSession:
 
     def reset(self) -> None:
         """See Session."""
-        self._cache = DynamicCache(config=self._network.config)
+        self.cache = self.new_cache()
         self._noise = None if self._seed is None else torch.Generator().manual_seed(self._seed)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of this session's kind."""
+        return self._make_cache(self._network.config)
 
     def close(self) -> None:
         """See Session."""
         self._network = None
-        self._cache = None
+        self.cache = DynamicCache()
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +139,6 @@ class ReferenceSession:
             hidden: Tensor = self._network.get_input_embeddings()(torch.from_numpy(tokens))
             if self._noise is not None:
                 hidden = hidden * (1 + NOISE * torch.randn(hidden.shape, generator=self._noise))
-            out = self._network(inputs_embeds=hidden, past_key_values=self._cache, use_cache=True)
+            out = self._network(inputs_embeds=hidden, past_key_values=self.cache, use_cache=True)
             logits: FloatArray = out.logits.to(torch.float32).numpy()
         return logits

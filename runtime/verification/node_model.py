@@ -14,35 +14,47 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qtool.errors import InputRefused
+from qtool.quantize.artifacts.package_files import model_path
 from qtool.quantize.artifacts.weights import FloatArray
-from qtool.runtime.ort.session import MODEL
 from qtool.runtime.verification.segment import nodes_between, open_segment
 
-# Where each lowered operator takes what is not a constant: (input index, type).
+# Where each lowered operator takes what is not a constant: (input index, type). The integer product's input is codes;
+# it is run from the floats that they are made of to the floats that its rows' scales make of it.
+TOKEN_INT8 = "MatMulIntegerToFloat"
 DYNAMIC_INPUTS: dict[str, tuple[int, ir.DataType]] = {
     "MatMulNBits": (0, ir.DataType.FLOAT),
     "GatherBlockQuantized": (1, ir.DataType.INT64),
+    TOKEN_INT8: (0, ir.DataType.FLOAT),
 }
+PRODUCTS = ("MatMulNBits", TOKEN_INT8)
 GATHER_CHUNK = 4096
 
 
 class PackageGraph:
     """A package's graph, opened for taking nodes out of it.
 
+    Args:
+        folder: the package.
+        threads: of the sessions; None for all cores.
+        file: another graph than the model.
+        prefix: what this object's names of nodes begin with.
+
     Raises:
         InputRefused: when the file is not an ONNX model, or keeps data outside the folder.
     """
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        self._path = folder / MODEL
+    def __init__(
+        self, folder: Path, *, threads: int | None = None, file: str | None = None, prefix: str = ""
+    ) -> None:
+        self._path = model_path(folder) if file is None else folder / file
         self._threads = threads
         try:
             self._model = ir.load(self._path)
         except Exception as error:  # protobuf, onnx and onnx-ir each raise their own
             raise InputRefused(self._path, "is not an ONNX model", "export the package again") from error
         for value in self._model.graph.initializers.values():
-            _check_inside(folder, value)
-        self._nodes = {str(n.name): n for n in self._model.graph if n.op_type in DYNAMIC_INPUTS}
+            _check_inside(self._path, value)
+        self._nodes = {f"{prefix}{n.name}": n for n in self._model.graph if n.op_type in DYNAMIC_INPUTS}
         made = (value for node in self._model.graph for value in node.outputs if value.name)
         self._values = {str(value.name): value for value in (*self._model.graph.inputs, *made)}
 
@@ -52,15 +64,18 @@ class PackageGraph:
         return {name: node.op_type for name, node in self._nodes.items()}
 
     def has_bias(self, name: str) -> bool:
-        """Whether a MatMulNBits node adds the bias itself."""
+        """Whether a node's product comes with the bias."""
+        if self._nodes[name].op_type == TOKEN_INT8:
+            producer = self._ends(name)[1].producer()
+            return producer is not None and producer.op_type == "Add"
         inputs = self._nodes[name].inputs
         return len(inputs) > 5 and inputs[5] is not None
 
     def multiply(self, name: str, x: FloatArray) -> FloatArray:
-        """What the node makes of x [M, K] float32: for MatMulNBits its output [M, N]; for GatherBlockQuantized the
+        """What the node makes of x [M, K] float32: for PRODUCTS its output [M, N]; for GatherBlockQuantized the
         product of x with the whole looked-up table [N, K], in float64."""
         session = self._session(name)
-        if self._nodes[name].op_type == "MatMulNBits":
+        if self._nodes[name].op_type in PRODUCTS:
             # One row alone takes the runtime's matrix-vector path; both must be right.
             together = _run(session, x)
             return np.concatenate([_run(session, x[:1]), together[1:]]) if len(x) > 1 else together
@@ -79,9 +94,8 @@ class PackageGraph:
 
     def surrounded(self, name: str) -> tuple[str, str]:
         """The names of what a node reads and of what it hands out."""
-        node = self._nodes[name]
-        x = node.inputs[DYNAMIC_INPUTS[node.op_type][0]]
-        return str(x.name) if x is not None else "", str(node.outputs[0].name)
+        x, y = self._ends(name)
+        return str(x.name), str(y.name)
 
     def between(self, inputs: Mapping[str, FloatArray], output: str) -> FloatArray:
         """What the nodes between some values make of them.
@@ -120,12 +134,38 @@ class PackageGraph:
         return self._values[name]
 
     def _session(self, name: str) -> Any:
+        x, y = self._ends(name)
+        dtype = DYNAMIC_INPUTS[self._nodes[name].op_type][1]
+        return open_segment(self._path, self._model, {x: dtype}, y, self._threads)
+
+    def _ends(self, name: str) -> tuple[ir.Value, ir.Value]:
+        """What a node reads and hands out; of an integer product, the floats in front and behind."""
         node = self._nodes[name]
-        index, dtype = DYNAMIC_INPUTS[node.op_type]
-        x = node.inputs[index]
-        if x is None:
-            raise InputRefused(f"{self._path}: {name}", "reads nothing", "export the package again")
-        return open_segment(self._path, self._model, {x: dtype}, node.outputs[0], self._threads)
+        x: ir.Value | None = node.inputs[DYNAMIC_INPUTS[node.op_type][0]]
+        y: ir.Value | None = node.outputs[0]
+        if node.op_type == TOKEN_INT8:
+            x, y = self._before_codes(x), self._behind_product(node)
+        if x is None or y is None:
+            raise InputRefused(f"{self._path}: {name}", "does not stand between floats", "export the package again")
+        return x, y
+
+    def _before_codes(self, codes: ir.Value | None) -> ir.Value | None:
+        """What is brought to one range and rounded: QuantizeLinear(Mul(x, ·))."""
+        for operator in ("QuantizeLinear", "Mul"):
+            producer = None if codes is None else codes.producer()
+            if producer is None or producer.op_type != operator:
+                return None
+            codes = producer.inputs[0]
+        return codes
+
+    def _behind_product(self, node: ir.Node) -> ir.Value | None:
+        """The product times its rows' scales, with the bias where the linear has one."""
+        readers = node.outputs[0].consumers()
+        if len(readers) != 1 or readers[0].op_type != "Mul":
+            return None
+        out = readers[0].outputs[0]
+        added = [n for n in out.consumers() if n.name == f"{str(node.name).removesuffix(TOKEN_INT8)}Add"]
+        return added[0].outputs[0] if added else out
 
 
 def _run(session: Any, x: npt.NDArray[Any]) -> FloatArray:
@@ -133,15 +173,15 @@ def _run(session: Any, x: npt.NDArray[Any]) -> FloatArray:
     return out
 
 
-def _check_inside(folder: Path, value: ir.Value) -> None:
+def _check_inside(model: Path, value: ir.Value) -> None:
     tensor = value.const_value
     if not isinstance(tensor, ir.ExternalTensor):
         return
     name = str(tensor.location)
-    path = folder / name
+    path = model.parent / name
     if Path(name).name != name or path.is_symlink() or not path.is_file():
-        raise InputRefused(f"{folder / MODEL}: {value.name}", f"is stored in {name}", "keep data inside the package")
+        raise InputRefused(f"{model}: {value.name}", f"is stored in {name}", "keep data inside the package")
     offset, length = tensor.offset or 0, tensor.length
     end = offset + (tensor.nbytes if length is None else length)
     if offset < 0 or end > path.stat().st_size or (length is not None and length != tensor.nbytes):
-        raise InputRefused(f"{folder / MODEL}: {value.name}", f"does not lie inside {name}", "export again")
+        raise InputRefused(f"{model}: {value.name}", f"does not lie inside {name}", "export again")

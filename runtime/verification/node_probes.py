@@ -22,7 +22,7 @@ from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.quantized_linear import input_quantizer
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.weights import FloatArray
-from qtool.runtime.verification.node_model import PackageGraph
+from qtool.runtime.verification.node_model import PRODUCTS, PackageGraph
 from qtool.runtime.verification.probe_inputs import block_exponents, probe_inputs
 
 TOLERANCE = 1e-5
@@ -109,7 +109,7 @@ def check_complete(graph: PackageGraph, nodes: Nodes) -> None:
 
 def check_covered(checkpoint: QuantizedCheckpoint, nodes: Nodes) -> None:
     """Refuse a package in which a quantized module of the checkpoint is computed by no lowered node."""
-    covered = {module for node in nodes.values() if node["op"] == "MatMulNBits" for module in node["modules"]}
+    covered = {module for node in nodes.values() if node["op"] in PRODUCTS for module in node["modules"]}
     for module in sorted(set(checkpoint.schemes) - covered):
         raise InputRefused(module, "is quantized in the checkpoint but by no node of the graph", "export again")
 

@@ -20,9 +20,26 @@ from qtool.runtime.verification.noise_floor import NoiseFloor
 from qtool.runtime.verification.online_probes import OnlineProbe
 
 FILE = "probes.safetensors"
-# 2 has the surroundings of nodes; 1 is read as a package without any.
-FORMAT, READABLE = 2, (1, 2)
+# 2 has the surroundings of nodes, 3 a graph for prompts where there is one; earlier ones are packages without.
+FORMAT, READABLE = 2, (1, 2, 3)
+FORMAT_WITH_PROMPTS = 3
 ONLINE_ARRAYS = ("main", "main_bound", "output", "output_bound")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptProbes:
+    """What the graph for prompts is compared with.
+
+    Attributes:
+        nodes, online: as of Probes, by the names that the package's details give its nodes.
+        losses: [1, P] float32 of the torch reference, in which INT8 weights fill the cache.
+        floor: its noise.
+    """
+
+    nodes: Mapping[str, NodeProbe]
+    online: Mapping[str, OnlineProbe]
+    losses: FloatArray
+    floor: NoiseFloor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +51,7 @@ class Probes:
         tokens: ids [B, T] that the whole model was compared on.
         reference_losses: [B, T − 1] float32 of the torch reference.
         floor: noise over all of `tokens`; decode_floor: over the tokens of the decode check.
+        prompts: of the graph for prompts; None where there is none.
     """
 
     nodes: Mapping[str, NodeProbe]
@@ -42,6 +60,7 @@ class Probes:
     reference_losses: FloatArray
     floor: NoiseFloor
     decode_floor: NoiseFloor
+    prompts: PromptProbes | None = None
 
 
 def write_probes(folder: Path, probes: Probes) -> None:
@@ -52,18 +71,25 @@ def write_probes(folder: Path, probes: Probes) -> None:
         "floor": probes.floor.to_array(),
         "decode_floor": probes.decode_floor.to_array(),
     }
+    nodes, surrounded, extra = dict(probes.nodes), dict(probes.online), probes.prompts
+    if extra is not None:
+        arrays |= {"prompt_losses": extra.losses, "prompt_floor": extra.floor.to_array()}
+        nodes |= extra.nodes
+        surrounded |= extra.online
     shapes = {}
-    for name, probe in probes.nodes.items():
+    for name, probe in nodes.items():
         arrays |= {f"{name}#expected": probe.expected, f"{name}#bound": probe.bound}
         arrays[f"{name}#exponents"] = probe.exponents
         shapes[name] = [probe.columns, probe.block_size]
     around = {}
-    for name, surroundings in probes.online.items():
+    for name, surroundings in surrounded.items():
         arrays |= {f"{name}#{part}": getattr(surroundings, part) for part in ONLINE_ARRAYS}
         around[name] = [surroundings.columns, surroundings.block_size]
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # One key only: safetensors writes several in an order that changes from run to run.
-    header = json.dumps({"format": FORMAT, "nodes": shapes, "online": around}, sort_keys=True)
+    own = {} if extra is None else {"prompts": sorted(extra.nodes)}
+    number = FORMAT if extra is None else FORMAT_WITH_PROMPTS
+    header = json.dumps({"format": number, "nodes": shapes, "online": around, **own}, sort_keys=True)
     save_file(contiguous, folder / FILE, metadata={"qtool": header})
 
 
@@ -83,29 +109,43 @@ def read_probes(folder: Path) -> Probes:
                 raise InputRefused(path, "has another format", "export the package again with this qtool")
             shapes: dict[str, list[int]] = header["nodes"]
             around: dict[str, list[int]] = header.get("online", {})
+            nodes = {
+                name: NodeProbe(
+                    columns=columns,
+                    block_size=block_size,
+                    exponents=file.get_tensor(f"{name}#exponents"),
+                    expected=file.get_tensor(f"{name}#expected"),
+                    bound=file.get_tensor(f"{name}#bound"),
+                )
+                for name, (columns, block_size) in sorted(shapes.items())
+            }
+            online = {
+                name: OnlineProbe(
+                    columns=columns,
+                    block_size=block_size,
+                    **{part: file.get_tensor(f"{name}#{part}") for part in ONLINE_ARRAYS},
+                )
+                for name, (columns, block_size) in sorted(around.items())
+            }
+            prompts = None
+            if "prompts" in header:
+                own = set(header["prompts"])
+                prompts = PromptProbes(
+                    nodes={name: probe for name, probe in nodes.items() if name in own},
+                    online={name: probe for name, probe in online.items() if name in own},
+                    losses=file.get_tensor("prompt_losses"),
+                    floor=NoiseFloor.from_array(file.get_tensor("prompt_floor")),
+                )
+                nodes = {name: probe for name, probe in nodes.items() if name not in own}
+                online = {name: probe for name, probe in online.items() if name not in own}
             return Probes(
-                nodes={
-                    name: NodeProbe(
-                        columns=columns,
-                        block_size=block_size,
-                        exponents=file.get_tensor(f"{name}#exponents"),
-                        expected=file.get_tensor(f"{name}#expected"),
-                        bound=file.get_tensor(f"{name}#bound"),
-                    )
-                    for name, (columns, block_size) in sorted(shapes.items())
-                },
-                online={
-                    name: OnlineProbe(
-                        columns=columns,
-                        block_size=block_size,
-                        **{part: file.get_tensor(f"{name}#{part}") for part in ONLINE_ARRAYS},
-                    )
-                    for name, (columns, block_size) in sorted(around.items())
-                },
+                nodes=nodes,
+                online=online,
                 tokens=file.get_tensor("tokens"),
                 reference_losses=file.get_tensor("reference_losses"),
                 floor=NoiseFloor.from_array(file.get_tensor("floor")),
                 decode_floor=NoiseFloor.from_array(file.get_tensor("decode_floor")),
+                prompts=prompts,
             )
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputRefused(path, "is damaged", "export the package again") from error

@@ -17,6 +17,8 @@ MODULES = ["model.layers.0.mlp.down_proj", "lm_head"]
         ("W4A8", {"group_size": 32, "activation": "per_token"}, "W8A8 g32 act per_token"),
         ("W4A8", {"lm_head": "W4A8"}, "W4A8 g64 act per_token_group"),
         ("W4A8", {"lm_head": "float"}, "None"),
+        ("W4A16", {"group_size": "channel", "lm_head": "W8A16"}, "W8A16 per channel"),
+        ("W4A8", {"activation": "per_token", "lm_head": "W8A16"}, "W8A16 g64"),
         ("W8A8", {}, "W8A8 per channel act per_token"),
         ("W4A16", {}, "None"),
         ("FP8_DYNAMIC", {}, "None"),

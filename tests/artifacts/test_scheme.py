@@ -11,6 +11,7 @@ from qtool.quantize.artifacts.scheme import PRESETS, LayerScheme, layer_scheme
 CASES = [
     ("W4A16", {}, "W4A16 g64"),
     ("W4A16", {"group_size": 128, "symmetric": False}, "W4A16 g128 asym"),
+    ("W8A16", {}, "W8A16 per channel"),
     ("W4A8", {}, "W4A8 g64 act per_token_group"),
     ("W4A8", {"group_size": "channel", "activation": "per_token"}, "W4A8 per channel act per_token"),
     ("W8A8", {}, "W8A8 per channel act per_token"),

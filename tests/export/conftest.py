@@ -78,9 +78,11 @@ def round_to_nearest(weight: torch.Tensor, scheme: LayerScheme) -> QuantizedTens
         scale = (high - low) / fmt.max_code
         zero = torch.round(-low / scale)
     spread = scale.unsqueeze(-1)
-    codes = torch.clamp(torch.round(padded / spread) + zero.unsqueeze(-1), 0, fmt.max_code)
+    codes = torch.clamp(torch.round(padded / spread) + zero.unsqueeze(-1), 0, fmt.max_code).to(torch.uint8)
+    if fmt.kind == "float":
+        codes = (padded / spread).to(torch.float8_e4m3fn)
     return QuantizedTensor(
-        codes=codes.to(torch.uint8).reshape(rows, -1)[:, :columns].contiguous(),
+        codes=codes.reshape(rows, -1)[:, :columns].contiguous(),
         scale=scale.contiguous(),
         zero_point=None if scheme.weight.symmetric else zero.to(torch.uint8),
         input_scale=None,

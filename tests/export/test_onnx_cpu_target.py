@@ -18,7 +18,7 @@ COMPUTED = [
     (dict(name="W4A16", scale="shift"), NBits(bits=4, block_size=64, accuracy_level=1)),
 ]
 REFUSED = [
-    (dict(name="W8A8"), "--group-size 64"),
+    (dict(name="W8A8", symmetric=False), "--group-size 64"),
     (dict(name="W8A8", group_size=32), "--activation per_token_group --group-size 32"),
     (dict(name="W4A8", group_size=64, activation="per_tensor"), "--activation per_token_group --group-size 64"),
     (dict(name="W4A16", group_size="channel"), "--group-size 64"),

@@ -87,5 +87,6 @@ def test_weights_are_read_once_and_only_when_asked_for(linear_model, rtn, normal
 def test_float_linears_are_left_alone_and_foreign_schemes_refused(linear_model, normal):
     model = linear_model({QKV[0]: (normal(16, 64), None)})
     assert not MatMulNBits(lambda module: None, lambda module: None)(model).modified
+    assert not MatMulNBits(lambda module: layer_scheme("W8A8"), lambda module: None)(model).modified  # TokenInt8's
     with pytest.raises(UsageError, match=r"self_attn\.q_proj"):
-        MatMulNBits(lambda module: layer_scheme("W8A8"), lambda module: None)(model)
+        MatMulNBits(lambda module: layer_scheme("W4A8", activation="per_token"), lambda module: None)(model)

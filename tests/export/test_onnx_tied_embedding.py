@@ -10,6 +10,7 @@ from qtool.quantize.artifacts.scheme import layer_scheme
 from qtool.quantize.export.onnx.external_data import SAME_BYTES_AS
 from qtool.quantize.export.onnx.passes.matmul_nbits import MatMulNBits
 from qtool.quantize.export.onnx.passes.tied_embedding import TiedEmbedding
+from qtool.quantize.export.onnx.passes.token_int8 import TokenInt8
 
 
 def add_lookup(model: ir.Model) -> None:
@@ -34,6 +35,19 @@ def test_lookup_gives_the_heads_dequantized_rows(linear_model, run_model, rtn, n
     assert TiedEmbedding()(model).modified
     assert "model.embed_tokens.weight" not in model.graph.initializers
     assert model.graph.initializers["model.embed_tokens.codes"].meta[SAME_BYTES_AS] == "lm_head.codes"
+    ids = np.array([[0, 49, 7], [7, 1, 2]])
+    got = run_model(model, x=normal(1, 2, columns), ids=ids)[1]
+    np.testing.assert_array_equal(got, weight.dequantize().numpy()[ids])
+
+
+@pytest.mark.parametrize("columns", [128, 96, 144, 40])
+def test_lookup_beside_a_head_with_one_scale_a_row(linear_model, run_model, rtn, normal, columns):
+    scheme, table = layer_scheme("W8A8"), normal(50, columns)
+    model, weight = linear_model({"model.embed_tokens": (table, None)}), rtn(table, scheme)
+    add_lookup(model)
+    TokenInt8({"lm_head": scheme}.get, lambda module: weight)(model)
+    assert TiedEmbedding()(model).modified
+    assert "model.embed_tokens.weight" not in model.graph.initializers
     ids = np.array([[0, 49, 7], [7, 1, 2]])
     got = run_model(model, x=normal(1, 2, columns), ids=ids)[1]
     np.testing.assert_array_equal(got, weight.dequantize().numpy()[ids])

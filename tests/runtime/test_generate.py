@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from qtool.errors import InputRefused, UsageError
-from qtool.runtime import generate as module
 from qtool.runtime.generate import generate, pick
 from qtool.runtime.ort import OrtSession
+from qtool.runtime.ort import session as ort_module
 from qtool.runtime.tokenizer import Tokenizer
 
 PROMPT = np.array([5, 6, 7, 8, 9], dtype=np.int64)
@@ -31,7 +31,7 @@ def test_greedy_takes_the_likeliest_id_each_time(session: OrtSession, monkeypatc
         session.reset()
         assert int(session.prefill(np.array([ids]))[0, -1].argmax()) == token
         ids.append(token)
-    monkeypatch.setattr(module, "PREFILL_CHUNK", 2)
+    monkeypatch.setattr(ort_module, "CHUNK", 2)
     assert list(generate(session, PROMPT, max_new_tokens=12)) == found
     assert list(generate(session, PROMPT, max_new_tokens=12, eos_ids=[found[4]])) == found[: found.index(found[4])]
     assert list(generate(session, PROMPT, max_new_tokens=0)) == []

@@ -11,6 +11,7 @@ import pytest
 
 from qtool.errors import InputRefused, UsageError
 from qtool.runtime.ort import OrtSession
+from qtool.runtime.ort import session as session_module
 
 
 @pytest.fixture
@@ -91,3 +92,17 @@ def test_a_broken_model_is_refused(float_package: Path, tmp_path: Path) -> None:
     (folder / "model.onnx").unlink()
     with pytest.raises(UsageError, match="does not exist"):
         OrtSession(folder)
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 48, 128])
+def test_a_prompt_is_read_in_chunks(
+    session: OrtSession, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    whole = session.prefill(tokens[:1])[0, -1]
+    monkeypatch.setattr(session_module, "CHUNK", chunk)
+    session.reset()
+    np.testing.assert_allclose(session.prefill_last(tokens[:1])[0], whole, rtol=0, atol=2e-4)
+    following = session.decode(tokens[1, :1]).copy()
+    session.reset()
+    again = session.prefill(np.concatenate([tokens[:1], tokens[1:2, :1]], axis=1))[0, -1]
+    np.testing.assert_allclose(following[0], again, rtol=0, atol=2e-4)

@@ -41,6 +41,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "w4a8 with zero points, ragged": ("W4A8", {"group_size": 64, "symmetric": False}),
     "w4a16": ("W4A16", {"group_size": 32}),
     "w8a8": ("W8A8", {"group_size": 32, "activation": "per_token_group"}),
+    "w8a8 per token": ("W8A8", {}),
 }
 Made = tuple[Path, QuantizedCheckpoint, dict[str, Any]]
 

@@ -1,4 +1,5 @@
-"""What ONNX Runtime's CPU provider computes: the schemes that have a MatMulNBits form, and only those.
+"""What ONNX Runtime's CPU provider computes: schemes in groups as MatMulNBits, INT8 per token and channel as
+MatMulIntegerToFloat, and only those.
 
 A layer is lowered to exactly the arithmetic it was quantized and scored with. Everything else is refused here,
 with the layer's name: silently running other arithmetic is the one thing an export must never do.
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.formats import INT8
-from qtool.quantize.artifacts.granularity import PerGroup, PerTokenGroup
+from qtool.quantize.artifacts.granularity import PerChannel, PerGroup, PerToken, PerTokenGroup
 from qtool.quantize.artifacts.scheme import LayerScheme
 
 MINIMUM_ONNXRUNTIME = "1.28"
+# Only tried with this one: earlier ones may lack the kernel.
+MINIMUM_FOR_INT8_CACHE = "1.31"
 
 # accuracy_level by (weight bits, INT8 activations): 1 computes with float32 activations, 4 with INT8 ones per row
 # and block. 8-bit weights with float activations take a path that is 70 times slower and are not offered.
@@ -27,6 +30,16 @@ class NBits:
     bits: int
     block_size: int
     accuracy_level: int
+
+
+def per_token_int8(scheme: LayerScheme | None) -> bool:
+    """Whether a scheme is one symmetric INT8 scale a channel of the weight and one a token of its input."""
+    if scheme is None or scheme.input is None:
+        return False
+    weight, act = scheme.weight, scheme.input
+    formats = weight.format is INT8 and act.format is INT8
+    scales = weight.granularity == PerChannel() and act.granularity == PerToken()
+    return formats and scales and weight.symmetric and act.dynamic and act.clip == 1.0
 
 
 def nbits_for(module: str, scheme: LayerScheme) -> NBits:

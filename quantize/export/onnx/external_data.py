@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
-MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+MODEL_FILE = "model.onnx"
 ALIGNMENT_BYTES, INLINE_BELOW_BYTES = 4096, 1024
 # In an initializer's `meta`: the name of an earlier one that has the same bytes in another shape.
 SAME_BYTES_AS = "qtool.same_bytes_as"
@@ -20,26 +20,29 @@ SAME_BYTES_AS = "qtool.same_bytes_as"
 Progress = Callable[[int, int, str], None]
 
 
-def save_model(model: ir.Model, folder: Path, progress: Progress) -> None:
-    """Write MODEL_FILE and DATA_FILE into a folder; the model's initializers then point into the data file.
+def save_model(model: ir.Model, folder: Path, progress: Progress, *, file: str = MODEL_FILE) -> None:
+    """Write a model and its data file ("{file}.data") into a folder; the model's initializers then point into it.
 
     Args:
-        model: every initializer has data, most of it lazy.
+        model: every initializer has data, most of it lazy; those that point into a file already are left there.
         folder: exists, holds neither file.
         progress: called with (tensors written, all tensors, name) after each.
+        file: the model's name.
     """
     initializers = list(model.graph.initializers.values())
-    with (folder / DATA_FILE).open("xb") as file:
+    with (folder / f"{file}.data").open("xb") as data:
         for done, value in enumerate(initializers, start=1):
-            _place(value, file, model.graph)
+            _place(value, data, model.graph, f"{file}.data")
             progress(done, len(initializers), str(value.name))
     proto = ir.serde.serialize_model(model)
-    (folder / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
+    (folder / file).write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def _place(value: ir.Value, file: BinaryIO, graph: ir.Graph) -> None:
+def _place(value: ir.Value, file: BinaryIO, graph: ir.Graph, name: str) -> None:
     tensor = value.const_value
     assert tensor is not None and value.name is not None
+    if isinstance(tensor, ir.ExternalTensor):
+        return
     if tensor.nbytes < INLINE_BELOW_BYTES:
         value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
         return
@@ -53,5 +56,5 @@ def _place(value: ir.Value, file: BinaryIO, graph: ir.Graph) -> None:
         offset = file.tell()
         file.write(tensor.tobytes())
     value.const_value = ir.ExternalTensor(
-        DATA_FILE, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name
+        name, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name
     )

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
-from qtool.quantize.export.onnx.cpu_target import nbits_for
+from qtool.quantize.artifacts.scheme import LayerScheme
+from qtool.quantize.export.onnx.cpu_target import nbits_for, per_token_int8
 from qtool.quantize.export.onnx.linears import (
     Linear,
     SchemeOf,
@@ -24,7 +25,7 @@ CODES, SCALES, ZERO_POINTS, BIAS = "codes", "scales", "zero_points", "bias"
 
 
 class MatMulNBits(ir.passes.InPlacePass):
-    """Lower every linear that has a scheme.
+    """Lower every linear that has a scheme; those for TokenInt8 are left to it.
 
     The initializers are called `{linear}.codes`, `.scales`, `.zero_points` and `.bias`. Their data is read when it
     is asked for, one linear at a time. Linears must be uniform (SplitPacked runs before).
@@ -45,7 +46,7 @@ class MatMulNBits(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See the class."""
-        linears = [linear for linear in find_linears(model.graph) if linear.scheme(self._scheme_of) is not None]
+        linears = [linear for linear in find_linears(model.graph) if _in_groups(linear.scheme(self._scheme_of))]
         for linear in linears:
             self._lower(model.graph, linear)
         return ir.passes.PassResult(model, bool(linears))
@@ -90,6 +91,10 @@ class MatMulNBits(ir.passes.InPlacePass):
         dtype = ir.DataType.FLOAT if part == SCALES else ir.DataType.UINT8
         name = f"{linear.name}.{part}"
         return add_initializer(graph, name, ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(shape), name=name))
+
+
+def _in_groups(scheme: LayerScheme | None) -> bool:
+    return scheme is not None and not per_token_int8(scheme)
 
 
 def _bias(graph: ir.Graph, linear: Linear) -> ir.Value:

@@ -1,0 +1,15 @@
+"""Where a package keeps its graph: beside everything else for onnxruntime-genai, in `onnx/` for transformers.js."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_FILE = "model.onnx"
+SUBFOLDER = "onnx"
+
+
+def model_path(folder: Path) -> Path:
+    """The graph of a package folder; where there is none, the path where it should be."""
+    usual = folder / MODEL_FILE
+    there = [] if usual.is_file() else sorted((folder / SUBFOLDER).glob("model*.onnx"))
+    return there[0] if len(there) == 1 else usual
