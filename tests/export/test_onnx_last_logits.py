@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,17 @@ def test_without_the_option_the_graph_hands_out_all(tiny_model, source_of, quant
     assert details["logits"] == "all" and run(folder, ids).shape == (2, 24, 320)
     names = {i.name for i in onnx.load(folder / "model.onnx", load_external_data=False).graph.input}
     assert "logits_from" not in names
+
+
+def test_optimized_graph_has_ten_nodes_a_layer_and_nothing_dead(package, tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    ort.InferenceSession(str(package / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    a_layer = {"MatMulNBits": 4, "GroupQueryAttention": 1, "Split": 1, "QuickGelu": 1, "Mul": 1}
+    norms = {"RMSNormalization": 1, "SkipSimplifiedLayerNormalization": 2 * 2}
+    lengths = {"Shape": 1, "Gather": 1, "ReduceSum": 1, "Sub": 1, "Cast": 2}  # once for all layers
+    ends = {"GatherBlockQuantized": 1, "Slice": 1}
+    wanted = Counter({name: 2 * count for name, count in a_layer.items()}) + Counter(norms | lengths | ends)
+    wanted["MatMulNBits"] += 1  # the head
+    assert Counter(node.op_type for node in graph.node) == wanted

@@ -134,7 +134,8 @@ def _write_fill_graph(
 ) -> dict[str, Any]:
     fill = build_float_graph(weights.config)
     bind_weights(fill, weights)
-    linears, online = _lower(fill, weights, merge_gate_up=True)
+    # Apart they need no Split, whose copy costs more at these sizes than a second product.
+    linears, online = _lower(fill, weights, merge_gate_up=False)
     Metadata(properties)(fill)
     accounts = _account(fill.graph, linears, online, weights)
     size = save_fill_graph(fill, model, folder, progress)
