@@ -23,7 +23,6 @@ import triton.runtime.interpreter
 
 # Named so that they are not taken for unused: children start with them in memory.
 PRELOADED = (numpy, torch, triton.language, triton.runtime.interpreter)
-LEAST_PACKAGE = ("__init__.py", "errors.py")
 SETTINGS = "[pytest]\naddopts = --import-mode=importlib -q -p no:cacheprovider\ntimeout = 120\n"
 FAILED = 1  # pytest's exit code for a test that failed, rather than broke or was not found
 
@@ -32,9 +31,9 @@ def copy_package(root: Path, to: Path) -> None:
     """The part of the package and of the tests that a kernel's test needs, as real folders."""
     shutil.rmtree(to, ignore_errors=True)
     skip = shutil.ignore_patterns("__pycache__")
-    for name in LEAST_PACKAGE:
-        (to / "qtool").mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / "src" / "qtool" / name, to / "qtool" / name)
+    (to / "qtool").mkdir(parents=True)
+    for path in (root / "src" / "qtool").glob("*.py"):
+        shutil.copy(path, to / "qtool" / path.name)
     shutil.copytree(root / "kernels", to / "qtool" / "kernels", ignore=skip)
     shutil.copytree(root / "tests" / "kernels" / "interpreted", to / "tests" / "interpreted", ignore=skip)
     (to / "pytest.ini").write_text(SETTINGS)
