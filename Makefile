@@ -31,7 +31,7 @@ compile: $(READY) ## every GPU kernel compiled for four GPUs by two Tritons, aga
 	$(BIN)/pip install -q --no-deps --upgrade --target $(VENV)/triton360 triton==3.6.0
 	PYTHONPATH=$(VENV)/triton360 $(BIN)/python -m qtool.kernels.compile_check
 
-bench: $(READY)  ## our package beside the onnxruntime-genai builder's int4; what measuring costs
+bench: $(READY)  ## our packages beside the onnxruntime-genai builder's int4; what measuring costs
 	$(BIN)/python bench/speed/cpu.py
 	$(BIN)/python bench/speed/measure.py
 
