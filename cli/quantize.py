@@ -35,6 +35,7 @@ Examples:
   qtool quantize ./model -o checkpoint --scheme W4A8 --rotate --low-rank 16
   qtool quantize ./model -o checkpoint --scheme W4A8 --kv int4 --kv-rotate
   qtool quantize ./model -o checkpoint --scheme W4A8 --activation per_token --auto --max-bits 4.9
+  qtool quantize ./model -o checkpoint --scheme W4A8 --transform quad --rank 16 --distill 3
   qtool quantize owner/name -o checkpoint --recipe recipe.yaml --text calibration.txt
 """
 
@@ -93,6 +94,13 @@ class Smooth(click.ParamType[dict[str, Any]]):
     help="How much each calibration token counts: all the same, or by the model's gradients, in twice the time. "
     "By default plans weigh by gradients, other recipes do not.",
 )
+@click.option(
+    "--distill",
+    type=click.IntRange(1, 1000),
+    metavar="EPOCHS",
+    help="Last of all, train scales and 16-bit products against the float model's predictions for so many passes over "
+    "the text. The whole model is then in memory, and a pass takes about as long as GPTQ.",
+)
 @click.option("--lm-head", help="The head's scheme, or float; by default W8A8 under W4A8, float under W4A16 and FP8.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Keep in float: a name, * wildcards or re:REGEX.")
 @click.option("--seed", type=click.IntRange(0), help="Recorded in the recipe.")
@@ -122,8 +130,8 @@ def command(
     """Quantize MODEL by a scheme or a recipe into a checkpoint.
 
     The scheme says exactly what the target will execute; it is what is calibrated, scored and exported. One decoder
-    block is in memory at a time. An interrupted run continues when the same command is repeated; with --auto, the same
-    plan is made again first.
+    block is in memory at a time, except in --distill. An interrupted run continues when the same command is repeated;
+    with --auto, the same plan is made again first, and --distill begins anew.
     """
     rules = recipe_of(recipe, preset, planned=auto)
     from qtool.quantize.planner.budget import Budget
@@ -132,6 +140,7 @@ def command(
     if not auto and (mixed or budget != Budget()):
         raise UsageError("--max-bits, --max-loss, --max-slowdown and --mixed", "are the planner's", "add --auto")
     from qtool.cli.corpus import load_tokens
+    from qtool.cli.distilled import distilled
     from qtool.cli.float_model import transformed_model
     from qtool.cli.progress import notes, progress
     from qtool.cli.weighed_tokens import WeighedTokens
@@ -148,7 +157,8 @@ def command(
     notes(source.notes)
     tokens = None
     static = any(a.static_input and (statistics_path is None or a.transform) for a in assignments.values())
-    if auto or static or "smooth" in rules.model or any(a.needs_calibration for a in assignments.values()):
+    whole = auto or "smooth" in rules.model or rules.distill is not None
+    if whole or static or any(a.needs_calibration for a in assignments.values()):
         tokens = load_tokens("calibration", source.tokenizer_files, corpus, vocab_size=source.config["vocab_size"])
 
     import torch
@@ -203,6 +213,7 @@ def command(
                 token_weights=token_weights,
             )
         kept.finish()
+        report = distilled(staging.path, writer.details, rules, float_model, tokens, report)
         _write_companions(staging.path, rules, source, float_model)
         if plan is not None:
             plan.write(staging.path)
@@ -259,6 +270,8 @@ def recipe_of(path: Path | None, preset: dict[str, Any], *, planned: bool) -> Re
     rotate, smooth = given.pop("rotate", False), given.pop("smooth", {})
     given["model"] = [*(["fold_norms", "rotate"] if rotate else []), *(["smooth"] if smooth else [])]
     given |= smooth
+    if (epochs := given.pop("distill", None)) is not None:
+        given["distill"] = {"epochs": epochs}
     cache, rotate_cache = given.pop("kv", None), given.pop("kv_rotate", False)
     if cache is not None:
         given["kv"] = {**CACHE_FORMATS[cache], "rotate": rotate_cache}

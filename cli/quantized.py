@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtool.cli.distilled import distilled
 from qtool.cli.float_model import transformed_model
 from qtool.cli.progress import progress
 from qtool.cli.weighed_tokens import WeighedTokens
@@ -60,5 +61,6 @@ def quantized(
             kv=recipe.kv,
             token_weights=weights,
         )
+        report = distilled(staging.path, writer.details, recipe, model, tokens, report)
         staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
     return QuantizedCheckpoint(folder, verify=False), report

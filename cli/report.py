@@ -28,6 +28,10 @@ def print_quantization(report: dict[str, Any]) -> None:
     escalated = [name for name, layer in report["layers"].items() if layer["escalations"]]
     if escalated:
         out.print(f"damping was raised in {len(escalated)} layers, first {escalated[0]}", markup=False)
+    if (distilled := report.get("distilled")) is not None:
+        kept = f"epoch {distilled['epoch']}" if distilled["epoch"] else "the start: nothing helped"
+        before, after = distilled["kl_before"], distilled["kl_after"]
+        out.print(f"distilled: KL {before:.4f} to {after:.4f} nats on held-out sequences ({kept})", markup=False)
     for line in report["notes"]:
         out.print(f"note: {line}", markup=False)
     for module, reason in list(report["skipped"].items())[:MAX_SKIPPED]:

@@ -29,11 +29,20 @@ from qtool.quantize.transforms.table import site_transform_from
 
 class QuantizedCheckpoint:
     """A checkpoint opened for reading, every byte checked against its manifest. It is a WeightSource too:
-    `names` and `read` cover all tensors, quantized ones dequantized."""
+    `names` and `read` cover all tensors, quantized ones dequantized.
 
-    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+    Args:
+        folder: with its shards.
+        verify: check the files' sha256.
+        details: a CheckpointWriter's, of a checkpoint that has no manifest yet; None: read the manifest.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = True, details: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        self.manifest: Manifest = open_artifact(folder, kind="checkpoint", verify=verify)
+        if details is None:
+            self.manifest = open_artifact(folder, kind="checkpoint", verify=verify)
+        else:
+            self.manifest = Manifest(kind="checkpoint", details=dict(details))
         details = self.manifest.details
         self.schemes: dict[str, LayerScheme] = {
             name: LayerScheme.from_json(layer["scheme"]) for name, layer in details["quantized"].items()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from qtool.errors import UsageError, nearest
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
+from qtool.quantize.artifacts.distillation import Distillation
 from qtool.quantize.artifacts.rule import QUANTIZERS, Assignment, QuantizerOptions, Rule, Strict
 from qtool.quantize.artifacts.scheme import LIVE_SMOOTH, PRESETS
 
@@ -32,6 +33,7 @@ class Recipe(Strict):
     `model` lists transforms of the whole model that leave its function as it is and cost nothing online, in order;
     `smooth_search` is how "smooth" finds its factors: "smoothquant" with the exponent `smooth_alpha` for all sites, or
     "aqas" and "awq", which search an exponent for every site. `kv` is what the key-value cache stores; None: floats.
+    `distill` trains scales and side products on the whole model when all else is done; None: not.
     """
 
     version: Literal[1] = 1
@@ -42,6 +44,7 @@ class Recipe(Strict):
     token_weights: Literal["uniform", "gradient"] = "uniform"
     ignore: tuple[str, ...] = ()
     kv: CacheScheme | None = None
+    distill: Distillation | None = None
     rules: tuple[Rule, ...] = Field(min_length=1)
 
     @field_validator("model", "ignore", "rules", mode="before")
@@ -90,13 +93,14 @@ class Recipe(Strict):
         smooth_search: str = "smoothquant",
         token_weights: str = "uniform",
         kv: Mapping[str, Any] | None = None,
+        distill: Mapping[str, Any] | None = None,
         **rule: Any,
     ) -> Recipe:
         """The recipe behind `--scheme`: one rule for all linears, and one for the head where it gets its own scheme.
 
         Args:
             scheme: a key of PRESETS.
-            quantizer, ignore, seed, model, smooth_alpha, smooth_search, token_weights, kv: as in the recipe.
+            quantizer, ignore, seed, model, smooth_alpha, smooth_search, token_weights, kv, distill: as in the recipe.
             lm_head: the head's scheme, or "float"; None takes the preset's own.
             rule: more fields of Rule, for both rules. The head shares the others' group size and activation, which
                 a target computes alike for all linears; transforms and corrections are the blocks' alone.
@@ -117,7 +121,7 @@ class Recipe(Strict):
         kept = [*ignore, *([HEAD] if head == FLOAT else [])]
         smooth = {"smooth_alpha": smooth_alpha, "smooth_search": smooth_search}
         whole = {"seed": seed, "model": list(model), **smooth, "token_weights": token_weights}
-        whole |= {"ignore": kept, "kv": kv}
+        whole |= {"ignore": kept, "kv": kv, "distill": distill}
         return Recipe.from_data({**whole, "rules": rules})
 
     def to_data(self) -> dict[str, Any]:
@@ -190,7 +194,12 @@ def compile_pattern(pattern: str) -> Any:
         raise UsageError(f"recipe pattern {pattern!r}", f"not a regular expression ({error})", "fix it") from None
 
 
-_MODELS: Mapping[str, type[BaseModel]] = {"rules": Rule, "options": QuantizerOptions, "kv": CacheScheme}
+_MODELS: Mapping[str, type[BaseModel]] = {
+    "rules": Rule,
+    "options": QuantizerOptions,
+    "kv": CacheScheme,
+    "distill": Distillation,
+}
 
 
 def _usage_error(name: str, error: ValidationError) -> UsageError:

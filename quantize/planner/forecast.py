@@ -14,6 +14,7 @@ from typing import Any
 
 from qtool.quantize.architectures import architecture_of, tensor_shapes
 from qtool.quantize.artifacts.rule import Assignment
+from qtool.quantize.planner.forecast_distillation import distilling_bytes, distilling_operations
 from qtool.quantize.planner.forecast_package import package_weights
 from qtool.quantize.planner.forecast_refinement import refining_bytes, refining_operations
 from qtool.quantize.planner.forecast_size import BLOCKS, EMBEDDING, HEAD, FloatModel, Size, checkpoint_size
@@ -110,15 +111,23 @@ def forecast(
     weighed = recipe.get("token_weights") == "gradient" and any(a.needs_calibration for a in assignments.values())
     if weighed:
         operations += weighing_operations(model, sequences=calibration.sequences, length=calibration.length)
+    distill, text = recipe.get("distill"), {"sequences": calibration.sequences, "length": calibration.length}
+    if distill is not None:
+        operations += distilling_operations(model, distill, **text)
     size = checkpoint_size(
-        model, assignments, recipe, companions, calibration_tokens=calibration.tokens if read else 0
+        model,
+        assignments,
+        recipe,
+        companions,
+        calibration_tokens=calibration.tokens if read or distill is not None else 0,
     )
+    whole = {"smooth": "smooth" in transforms, "weighed": weighed, "distilled": distill is not None}
     source = sum(4 * prod(shape) for shape in model.shapes.values())
     plain = START_SECONDS + (source + size.whole) / HASHED_BYTES_PER_S
     return Forecast(
         size=size,
         package=package_weights(model, assignments),
-        memory=_memory(model, assignments, calibration, smooth="smooth" in transforms, weighed=weighed),
+        memory=_memory(model, assignments, calibration, **whole),
         operations=operations,
         seconds=plain + operations / operations_per_s,
     )
@@ -163,6 +172,7 @@ def _memory(
     *,
     smooth: bool,
     weighed: bool,
+    distilled: bool,
 ) -> Memory:
     calibrated = _calibrated_blocks(model, assignments) > 0
     width = int(model.config["hidden_size"])
@@ -178,6 +188,8 @@ def _memory(
         steps["refining a block"] = max(refining)
     if weighed:
         steps["weighing tokens"] = weighing_bytes(model, **text, batch=calibration.batch)
+    if distilled:
+        steps["distilling"] = distilling_bytes(model, **text)
     if smooth:
         head = sum(4 * prod(model.shapes[n]) for n in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if n in model.shapes)
         steps["smoothing"] = head + _block_bytes(model) + 8 * calibration.batch * _widest(model)

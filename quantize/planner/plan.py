@@ -111,8 +111,9 @@ def make_plan(
         GateFailed: when `max_loss` is not reached.
     """
     by_name = {candidate.name: candidate for candidate in candidates(asked, mixed=mixed)}
-    decisions = Decisions(asked, by_name, sites, budget)
-    steps = run_steps(decisions, asked, budget, measure)
+    plain = asked.model_copy(update={"distill": None})
+    decisions = Decisions(plain, by_name, sites, budget)
+    steps = run_steps(decisions, plain, budget, measure, asked.distill)
     final = next(step for step in reversed(steps) if step.kept)
     fitted, judged = split(tokens)
     return Plan(

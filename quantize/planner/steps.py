@@ -14,6 +14,7 @@ from math import expm1, log, sqrt
 from statistics import fmean, stdev
 
 from qtool.errors import GateFailed, InputRefused, UsageError
+from qtool.quantize.artifacts.distillation import Distillation
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.planner.budget import Budget
 from qtool.quantize.planner.decide import Choice, Decisions
@@ -70,21 +71,24 @@ class Step:
 Measure = Callable[[str, Recipe], Measured]
 
 
-def run_steps(decisions: Decisions, asked: Recipe, budget: Budget, measure: Measure) -> list[Step]:
+def run_steps(
+    decisions: Decisions, asked: Recipe, budget: Budget, measure: Measure, distill: Distillation | None = None
+) -> list[Step]:
     """All steps, in order; the last one kept is the plan.
 
     Args:
         decisions: what the trials allow.
-        asked: the recipe as asked for.
+        asked: the recipe as asked for, without distillation.
         budget: its `max_loss` decides when the plan may stop spending.
         measure: quantizes with a recipe and scores it; called with the step's name.
+        distill: as asked for. It takes longer than all else, so it is tried once, on what the other steps came to.
 
     Raises:
         GateFailed: when no step stays within `max_loss`.
         UsageError: when the limits exclude the scheme itself.
     """
     steps: list[Step] = []
-    for name, choice, recipe in _proposals(decisions, asked, budget, steps):
+    for name, choice, recipe in _proposals(decisions, asked, budget, steps, distill):
         measured, kept, why = None, False, ""
         try:
             measured = measure(name, recipe)
@@ -108,7 +112,7 @@ def _best(steps: list[Step]) -> Step | None:
 
 
 def _proposals(
-    decisions: Decisions, asked: Recipe, budget: Budget, steps: list[Step]
+    decisions: Decisions, asked: Recipe, budget: Budget, steps: list[Step], distill: Distillation | None
 ) -> Iterator[tuple[str, Choice, Recipe]]:
     """The steps to try, each made when the ones before it are known."""
     yield "as asked", decisions.as_asked, asked
@@ -138,6 +142,10 @@ def _proposals(
     if best.recipe.token_weights != "uniform":
         recipe = best.recipe.model_copy(update={"token_weights": "uniform"})
         yield "all tokens alike", best.choice, recipe
+    if distill is not None:
+        best = _best(steps)
+        assert best is not None
+        yield "distill", best.choice, best.recipe.model_copy(update={"distill": distill})
 
 
 def _verdict(measured: Measured, best: Step | None, budget: Budget) -> tuple[bool, str]:

@@ -37,6 +37,20 @@ class LayerRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """What distillation came to.
+
+    Attributes:
+        kl_before, kl_after: KL(float || quantized) in nats per token, on the sequences that were kept from the steps.
+        epoch: of the iterate that was kept; 0 is the start.
+    """
+
+    kl_before: float
+    kl_after: float
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BitWidthRow:
     """One row of the bit-width table: the modules of one scheme and their share of all the model's parameters."""
 
@@ -63,6 +77,7 @@ class QuantizationReport:
         skipped: linear to the reason why it stays in float.
         layers: linear to how it came out.
         notes: rules that were applied without being asked for.
+        distilled: what distillation came to; None where the recipe has none. The layers' errors are those before it.
     """
 
     linears: int
@@ -76,6 +91,7 @@ class QuantizationReport:
     skipped: Mapping[str, str]
     layers: Mapping[str, LayerRecord]
     notes: tuple[str, ...]
+    distilled: Distilled | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, stable: the manifest's details and `--json` carry it."""

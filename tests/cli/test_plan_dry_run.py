@@ -18,9 +18,9 @@ from qtool.quantize.artifacts import tensor_file
 from qtool.quantize.artifacts.stored_scale import STORED_SCALES
 from qtool.quantize.inputs.source_model import SourceModel
 from qtool.quantize.measure import backwards
-from qtool.quantize.planner import forecast, forecast_refinement, forecast_weighing
+from qtool.quantize.planner import forecast, forecast_distillation, forecast_refinement, forecast_weighing
 from qtool.quantize.planner.forecast_size import SCALES
-from qtool.quantize.quantizers import block_refinement, gptq, pipeline, token_weights
+from qtool.quantize.quantizers import block_refinement, distill, gptq, pipeline, token_weights
 
 Make = Callable[..., Path]
 TEXT = "".join(f"Line {i} says {i * 7919 % 1000}.\n" for i in range(400))
@@ -32,6 +32,7 @@ SCHEMES = {
     "hadamard, low rank": ("--scheme", "W4A8", "--group-size", "32", "--transform", "hadamard", "--low-rank", "4"),
     "frozen": ("--scheme", "W4A4", "--group-size", "32", "--runtime-smooth", "frozen"),
     "weighed": ("--scheme", "W4A8", "--token-weights", "gradient", "--group-size", "32"),
+    "distilled": ("--scheme", "W4A8", "--group-size", "32", "--quantizer", "rtn", "--distill", "1"),
     "static": ("--scheme", "W8A8", "--activation", "per_tensor"),
     "FP8": ("--scheme", "FP8_DYNAMIC"),
     "MXFP4": ("--scheme", "MXFP4"),
@@ -146,6 +147,7 @@ def test_the_forecast_counts_with_the_runs_own_numbers() -> None:
     )
     assert forecast_weighing.STATES_BYTES == token_weights.STATES_BYTES
     assert forecast_weighing.HEAD_ROWS == backwards.HEAD_ROWS
+    assert forecast_distillation.KEPT_BACK == distill.KEPT_BACK
     assert pipeline.HEAD_PIECE_ELEMENTS == forecast.PIECE_ELEMENTS
     for name, form in STORED_SCALES.items():
         for n, g in ((3, 1), (4, 7)):

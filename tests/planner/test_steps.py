@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from qtool.errors import GateFailed, InputRefused, QtoolError, UsageError
+from qtool.quantize.artifacts.distillation import Distillation
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.planner.budget import Budget
 from qtool.quantize.planner.candidates import AS_ASKED, candidates
@@ -60,6 +61,24 @@ def test_weighing_tokens_is_rolled_back_when_counting_them_alike_is_better() -> 
         assert steps[-1].name == "all tokens alike"
         assert [s.recipe.token_weights for s in steps if s.kept][-1] == final
     assert "all tokens alike" not in kept(run_steps(decisions(budget), ASKED, budget, by_transform(truth)))
+
+
+@pytest.mark.parametrize("distilled, helps", [(0.03, True), (0.06, False)])
+def test_distillation_is_tried_once_and_last(distilled: float, helps: bool) -> None:
+    budget, wanted = Budget(max_bits=5.1), Distillation(epochs=2)
+    tried: list[Recipe] = []
+
+    def measure(name: str, recipe: Recipe) -> Measured:
+        tried.append(recipe)
+        truth = {AS_ASKED: 0.14, "per site": 0.05, "everywhere": 0.06, "whole": 0.09, "distill": distilled}
+        return by_transform(truth)(name, recipe)
+
+    steps = run_steps(decisions(budget), ASKED, budget, measure, wanted)
+    assert [recipe.distill for recipe in tried] == [None] * (len(tried) - 1) + [wanted]
+    assert steps[-1].kept == helps
+    best = [step for step in steps if step.kept][-1].recipe
+    assert best.distill == (wanted if helps else None)
+    assert best.rules == next(step for step in steps if step.name == "per site").recipe.rules
 
 
 def kept(steps: list[Step]) -> dict[str, bool]:
