@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qtool.cli import options
-from qtool.errors import EnvironmentFault, UsageError
+from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.cli.subject import Subject
@@ -51,7 +50,8 @@ def command(
 
     Several are timed in turn, round by round, and compared with the first within each round. A package runs in ONNX
     Runtime; the others in the torch reference, or with --runtime native in our own runtime. One more round comes first
-    and does not count. Prefill computes the logits of every token; tokens are random, and sampling is not timed.
+    and does not count. Prefill computes the logits of every token, which takes a package exported with --prefill a step
+    for each; tokens are random, and sampling is not timed.
     """
     from qtool.cli.progress import notes, progress
     from qtool.cli.subject import open_subject
@@ -65,7 +65,7 @@ def command(
             open_sessions.enter_context(subject.session)
             notes(subject.notes)
             subjects.append(subject)
-        with progress("bench") as report_progress, _device_memory():
+        with progress("bench") as report_progress:
             found = measure_together(
                 [subject.session for subject in subjects],
                 prompt_tokens=prompt,
@@ -78,18 +78,6 @@ def command(
         click.echo(json.dumps(_data(models, subjects, found), indent=2))
     else:
         _print(models, subjects, found)
-
-
-@contextmanager
-def _device_memory() -> Iterator[None]:
-    """A full GPU is the machine's fault, not a bug."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise EnvironmentFault("bench", reason, "use a smaller --batch or --prompt, or fewer models") from error
 
 
 def _engines(models: tuple[str, ...], engine: options.EngineChoice, batch: int) -> list[options.EngineChoice]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.options import PATH
+from qtool.cli.options import PATH, as_one
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.cli.subject import Weights
+
+# What --target npu makes of a linear in float.
+ROUNDED = "W8 per channel, rounded at export"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +27,12 @@ class CardChoice:
     evaluation: Path | None = None
 
 
-def card_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--base-model and --evaluation, handed to the command as one argument `card`."""
-
-    @functools.wraps(command)
-    def with_choice(base_model: str | None, evaluation: Path | None, **rest: Any) -> None:
-        command(card=CardChoice(base_model=base_model, evaluation=evaluation), **rest)
-
-    wrapped = click.option(
-        "--evaluation", type=PATH, help="A report of `qtool evaluate CHECKPOINT -o` for the model card."
-    )(with_choice)
-    return click.option("--base-model", metavar="OWNER/NAME", help="The float model on the Hub, for the model card.")(
-        wrapped
-    )
+card_options = as_one(
+    "card",
+    CardChoice,
+    click.option("--base-model", metavar="OWNER/NAME", help="The float model on the Hub, for the model card."),
+    click.option("--evaluation", type=PATH, help="A report of `qtool evaluate CHECKPOINT -o` for the model card."),
+)
 
 
 def read_evaluation(choice: CardChoice, weights: Weights) -> dict[str, Any] | None:
@@ -82,6 +77,8 @@ def write_card(
     if isinstance(source, QuantizedCheckpoint):
         schemes = {module: str(scheme) for module, scheme in source.schemes.items()}
         calibration_tokens = source.manifest.details.get("calibration_tokens", calibration_tokens)
+    if "npu" in details:
+        schemes |= dict.fromkeys(details["npu"]["rounded_at_export"], ROUNDED)
     facts = CardFacts(
         layout=layout,
         details=details,

@@ -69,8 +69,8 @@ def command(
 
     PACKAGE is a package, an .onnx file, or a folder in the layout of onnxruntime-genai or transformers.js, from any
     tool. The runtime optimizes the graph as it does for a session, without reading the weights; every linear of the
-    file is followed to the node that computes it. Times are predicted from published constants unless --profile runs
-    the model. Exit 0 with warnings, 3 when the model does not load.
+    file is followed to the node that computes it. Shares of the time are predicted by rates measured on one machine;
+    --profile runs the model and measures them here. Exit 0 with warnings, 3 when the model does not load.
     """
     from qtool.cli.explained import print_explanation
     from qtool.cli.progress import progress

@@ -70,7 +70,7 @@ VERIFY_SEQUENCES, VERIFY_LENGTH = 4, 128
     show_default=True,
     help="What the key-value cache stores; int8: one scale a channel, calibrated on --kv-text.",
 )
-@click.option("--kv-text", type=click.Path(path_type=Path), help="Calibration text of --kv int8; default: built in.")
+@click.option("--kv-text", type=options.PATH, help="Calibration text of --kv int8.  [default: the built-in text]")
 @card_options
 @npu_options
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the package equal to its source.")

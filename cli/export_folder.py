@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from qtool.cli.card import CardChoice
+from qtool.cli.card import CardChoice, read_evaluation, write_card
 from qtool.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+    from qtool.runtime.verify import Verification
 
 LAYOUT: Final = "compressed-tensors"
 
 
 def export_folder(checkpoint: str, output: Path, card: CardChoice, *, verify: bool, as_json: bool) -> None:
     """Write the folder; see `qtool export`."""
-    from qtool.cli.card import read_evaluation, write_card
     from qtool.cli.progress import notes, out, progress
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
@@ -45,13 +45,13 @@ def export_folder(checkpoint: str, output: Path, card: CardChoice, *, verify: bo
             )
         notes(tuple(details["notes"]))
         details |= {"verified": verify, "calibration_windows": list(weights.calibration_windows)}
-        verification = _verified(staging.path, source) if verify else None
-        if verification is not None:
-            if not verification["passed"]:
-                why = f"does not hold what the checkpoint does: {verification['checks'][0]['detail']}"
+        result = _verify(staging.path, source) if verify else None
+        if result is not None:
+            if not result.passed:
+                why = f"does not hold what the checkpoint does: {result.failure}"
                 raise GateFailed(output, why, "report this model")
-            data = (json.dumps(verification, indent=2, sort_keys=True) + "\n").encode()
-            write_file(staging.path / "verification.json", data)
+            write_file(staging.path / "verification.json", result.to_bytes())
+        verification = result.to_json() if result else None
         write_card(
             staging.path, LAYOUT, details, weights, card, verification=verification, evaluation=evaluation
         )
@@ -67,14 +67,15 @@ def export_folder(checkpoint: str, output: Path, card: CardChoice, *, verify: bo
     out.print(f"wrote {output}  {details['layout']}  {summary}", markup=False)
 
 
-def _verified(folder: Path, source: QuantizedCheckpoint) -> dict[str, Any]:
-    """Read the folder as `qtool import` does, and compare every number with the checkpoint."""
+def _verify(folder: Path, source: QuantizedCheckpoint) -> Verification:
+    """Read the folder as `qtool import` does, and compare every quantized linear with the checkpoint's."""
     from qtool.quantize.importing import same_codes
     from qtool.quantize.inputs.quantized_folder import open_quantized_folder
+    from qtool.runtime.verify import Check, Verification
 
     different = same_codes(open_quantized_folder(folder), source)
     count = len(source.schemes)
     detail = f"{different} differs" if different else f"{count} linears: codes, scales and zero points equal"
-    outcome = "fail" if different else "pass"
-    check = {"name": "codes", "outcome": outcome, "detail": detail, "numbers": {"linears": count}, "limits": {}}
-    return {"passed": not different, "checks": [check]}
+    outcome: Literal["pass", "fail"] = "fail" if different else "pass"
+    check = Check(name="codes", numbers={"linears": count}, detail=detail, forced=outcome)
+    return Verification(checks=(check,))

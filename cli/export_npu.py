@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,7 +27,7 @@ def export_npu(
     """Write the package; see `qtool export`."""
     from qtool.cli.corpus import load_tokens
     from qtool.cli.progress import notes, out, progress
-    from qtool.cli.report import print_verification
+    from qtool.cli.report import print_npu, print_verification
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.manifest import Manifest, Parent
     from qtool.quantize.artifacts.store import check_output, stage, write_file
@@ -104,7 +104,9 @@ def export_npu(
         data = {"output": str(output), "digest": manifest.digest, "npu": details["npu"], "verification": verification}
         click.echo(json.dumps(data, indent=2))
         return
-    _print(output, details, sum(record.size_bytes for record in manifest.files.values()), manifest.digest)
+    print_npu(details)
+    size = sum(record.size_bytes for record in manifest.files.values())
+    out.print(f"wrote {output}  {size / 1e6:.1f} MB  sha256 {manifest.digest[:16]}", markup=False)
     out.print("score it: qtool evaluate, audit its ranges: qtool audit", markup=False)
 
 
@@ -122,20 +124,3 @@ def _statistics(path: Path | None, weights: Weights) -> Statistics | None:
         why = f"was measured before {', '.join(changed)}; ranges do not carry over"
         raise UsageError(path, why, "leave --statistics out: the export measures every tensor itself")
     return statistics
-
-
-def _print(output: Path, details: dict[str, Any], size: int, digest: str) -> None:
-    from qtool.cli.progress import out, table
-
-    npu = details["npu"]
-    shapes = npu["shapes"]
-    rows: list[list[Any]] = [
-        ["graphs", f"prefill of {shapes['chunk']} tokens, decode of 1, {shapes['context']} slots"],
-        ["nodes", ", ".join(f"{count} in {name}" for name, count in npu["node_types"].items())],
-        ["16 bits by measurement", len(npu["measured_islands"])],
-        ["weights", f"{details['bits_per_weight']:.2f} bits, {len(npu['rounded_at_export'])} linears rounded here"],
-        ["calibrated on", f"{npu['calibration']['windows']} × {npu['calibration']['length']} tokens"],
-        ["sites from statistics", npu["calibration"]["sites_from_statistics"]],
-    ]
-    table("NPU package", ["", "value"], rows)
-    out.print(f"wrote {output}  {size / 1e6:.1f} MB  sha256 {digest[:16]}", markup=False)

@@ -33,11 +33,12 @@ def command(folder: str, output: Path, activation: str | None, as_json: bool) ->
     Nothing is rounded again: codes, scales and zero points are kept number for number, and what cannot be kept
     exactly is refused (exit 3) with the reason.
     """
+    from qtool.cli.companions import write_companions
     from qtool.cli.progress import notes, out, progress
     from qtool.cli.report import print_quantization
     from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
     from qtool.quantize.artifacts.manifest import Manifest, Parent
-    from qtool.quantize.artifacts.store import check_output, stage, write_file
+    from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.importing import import_folder
     from qtool.quantize.inputs.hub import fetch_model, is_hub_id
     from qtool.quantize.inputs.quantized_folder import open_quantized_folder
@@ -53,9 +54,7 @@ def command(folder: str, output: Path, activation: str | None, as_json: bool) ->
         writer = CheckpointWriter(staging.path, source.floats.config)
         with progress("import") as report_progress:
             report = import_folder(source, writer, activation=activation, progress=report_progress)
-        (staging.path / "tokenizer").mkdir()
-        for name, data in source.floats.tokenizer_files.items():
-            write_file(staging.path / "tokenizer" / name, data)
+        write_companions(staging.path, source.floats, source.floats.config, None)
         manifest = staging.commit(
             Manifest(
                 kind="checkpoint",

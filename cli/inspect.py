@@ -12,7 +12,7 @@ import click
 from qtool.cli import options
 
 if TYPE_CHECKING:
-    from qtool.quantize.artifacts.manifest import Manifest
+    from qtool.quantize.artifacts.manifest import Kind, Manifest
 
 EPILOG = """\b
 Examples:
@@ -27,7 +27,7 @@ Examples:
 @click.argument("artifact", type=options.PATH)
 @options.as_json
 def command(artifact: Path, as_json: bool) -> None:
-    """Explain ARTIFACT (statistics, checkpoint, package, folder, or an evaluation report): kind, origin, contents.
+    """Explain ARTIFACT (statistics, plan, checkpoint, package, folder, evaluation report): kind, origin, contents.
 
     Reads the manifest and the file list only; `qtool verify` re-checks the bytes.
     """
@@ -79,6 +79,13 @@ def _print_statistics(path: Path, _manifest: Manifest) -> None:
     print_measured(load_measured(path), None, as_json=False)
 
 
+def _print_plan(path: Path, _manifest: Manifest) -> None:
+    from qtool.cli.report import print_plan
+    from qtool.quantize.artifacts.plan import PLAN
+
+    print_plan(json.loads((path / PLAN).read_bytes()))
+
+
 def _print_checkpoint(_path: Path, manifest: Manifest) -> None:
     from qtool.cli.report import print_quantization
 
@@ -86,10 +93,20 @@ def _print_checkpoint(_path: Path, manifest: Manifest) -> None:
 
 
 def _print_package(path: Path, manifest: Manifest) -> None:
-    from qtool.cli.progress import out, table
-    from qtool.cli.report import print_verification
+    from qtool.cli.report import print_npu, print_verification
 
     details = manifest.details
+    if details["target"] == "npu":
+        print_npu(details)
+    else:
+        _print_lowered(details)
+    if details["verified"]:
+        print_verification(json.loads((path / "verification.json").read_bytes()))
+
+
+def _print_lowered(details: dict[str, Any]) -> None:
+    from qtool.cli.progress import out, table
+
     ops: dict[str, int] = {}
     for node in details["nodes"].values():
         label = f"{node['op']} {node['bits']} bits, block {node['block_size']}"
@@ -101,8 +118,6 @@ def _print_package(path: Path, manifest: Manifest) -> None:
     table(title, ["lowered nodes", "count"], rows)
     if (prefill := details.get("prefill")) is not None:
         out.print(f"prompts: fill.onnx, {prefill['scheme']}, {prefill['data_bytes'] / 1e6:.1f} MB more", markup=False)
-    if details["verified"]:
-        print_verification(json.loads((path / "verification.json").read_bytes()))
 
 
 def _print_folder(path: Path, manifest: Manifest) -> None:
@@ -118,8 +133,9 @@ def _print_folder(path: Path, manifest: Manifest) -> None:
         print_verification(json.loads((path / "verification.json").read_bytes()))
 
 
-PRINTERS: dict[str, Callable[[Path, Manifest], None]] = {
+PRINTERS: dict[Kind, Callable[[Path, Manifest], None]] = {
     "statistics": _print_statistics,
+    "plan": _print_plan,
     "checkpoint": _print_checkpoint,
     "package": _print_package,
     "compressed-tensors": _print_folder,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from qtool import __version__
-from qtool.errors import QtoolError, UsageError, escape, nearest
+from qtool.errors import EnvironmentFault, QtoolError, UsageError, escape, nearest
 
 COMMANDS: dict[str, str] = {
     "measure": "Record what a model's activations look like: maxima, outliers, where and how large.",
@@ -31,6 +31,8 @@ COMMANDS: dict[str, str] = {
     "inspect": "Explain any artifact qtool wrote.",
 }
 MODULES = {"npu-check": "npu_check", "import": "import_checkpoint"}  # `import` is no name for a module
+
+SMALLER = "use fewer or shorter sequences"
 
 EXIT_CODES = """\b
 Exit codes:
@@ -116,7 +118,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = error.exit_code if isinstance(error, Interrupted) else 130
         _fail("interrupted: no output was written; run the same command again", code, debug=False)
     except MemoryError:
-        _fail("out of memory: the model or the batch does not fit; use fewer or shorter sequences", 4, debug=False)
+        _fail(f"out of memory: the model or the batch does not fit; {SMALLER}", 4, debug=False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -124,9 +126,17 @@ def main(args: list[str] | None = None) -> NoReturn:
         where = escape(error.filename or "the system")
         _fail(f"{where}: {error.strerror or error}; check the path, its permissions and the disk", 4, debug=debug)
     except Exception as error:
+        if _is_device_memory(error):
+            _fail(EnvironmentFault("GPU memory", str(error).partition("\n")[0], SMALLER).line(), 4, debug=debug)
         what = f"internal error: {type(error).__name__}: {escape(error)[:200]}"
         _fail(f"{what}; this is a bug in qtool: report it with what --debug prints", 1, debug=debug)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _is_device_memory(error: Exception) -> bool:
+    """Whether a GPU is full: torch's error is no MemoryError."""
+    torch = sys.modules.get("torch")  # without it there is no such error
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _set_process_defaults() -> None:

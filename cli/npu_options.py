@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,17 @@ class NpuChoice:
             raise UsageError(f"--{name}", f"is no option of target {target}", "add --target npu")
 
 
-def npu_options(command: Callable[..., None]) -> Callable[..., None]:
+def npu_options(command: options.Command) -> options.Command:
     """The options themselves."""
-    choices = (
+
+    @functools.wraps(command)
+    def checked(npu: NpuChoice, **given: Any) -> None:
+        npu.check(str(given["target"]))
+        command(npu=npu, **given)
+
+    return options.as_one(
+        "npu",
+        NpuChoice,
         click.option("--chunk", type=click.IntRange(2, 4096), help="npu: tokens of a prefill call.  [default: 128]"),
         click.option("--context", type=click.IntRange(4, 1_048_576), help="npu: slots of the cache.  [default: 1024]"),
         click.option(
@@ -87,16 +94,4 @@ def npu_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--text", type=options.PATH, help="npu: a UTF-8 text to calibrate activations on."),
         click.option("--sequences", type=click.IntRange(1, 1_000_000), help="npu: of that text.  [default: 16]"),
         click.option("--length", type=click.IntRange(8, 1_048_576), help="npu: tokens in each.  [default: 512]"),
-    )
-
-    @functools.wraps(command)
-    def with_choice(**given: Any) -> None:
-        names = NpuChoice.__dataclass_fields__
-        choice = NpuChoice(**{name: given.pop(name) for name in list(names)})
-        choice.check(str(given["target"]))
-        command(npu=choice, **given)
-
-    wrapped: Callable[..., None] = with_choice
-    for option in reversed(choices):
-        wrapped = option(wrapped)
-    return wrapped
+    )(checked)

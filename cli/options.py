@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,32 @@ threads = click.option(
 )
 
 
+Command = Callable[..., None]
+
+
+def as_one(argument: str, kind: Any, *choices: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that a command takes together as one argument.
+
+    Args:
+        argument: its name.
+        kind: a dataclass; its fields are called like the options' parameters.
+        choices: `click.option`s, in the order in which --help lists them.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_choice(**given: Any) -> None:
+            chosen = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            command(**{argument: chosen}, **given)
+
+        wrapped: Command = with_choice
+        for option in reversed(choices):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusChoice:
     """Which tokens a command was asked to read; neither text nor dataset means the built-in corpus."""
@@ -54,44 +80,45 @@ RUNTIMES = ("onnxruntime", "reference", "native")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """What runs a model: one of RUNTIMES, None for the usual one; the native runtime's device."""
+    """What runs a model: one of RUNTIMES, None for the usual one; the native runtime's device.
+
+    Raises:
+        UsageError: for a device that nothing asks for.
+    """
 
     runtime: str | None = None
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and not self.native:
+            raise UsageError("--device", "only the native runtime has a choice of devices", "add --runtime native")
 
     @property
     def native(self) -> bool:
         """Whether it is the native runtime."""
         return self.runtime == "native"
 
-    def check(self) -> None:
-        """Raises UsageError for a device that nothing asks for."""
-        if self.device is not None and not self.native:
-            raise UsageError("--device", "only the native runtime has a choice of devices", "add --runtime native")
 
-
-def engine(command: Callable[..., None]) -> Callable[..., None]:
-    """--runtime and --device, handed to the command as one argument `engine`."""
-
-    @functools.wraps(command)
-    def with_choice(runtime: str | None, device: str | None, **rest: Any) -> None:
-        choice = EngineChoice(runtime=runtime, device=device)
-        choice.check()
-        command(engine=choice, **rest)
-
-    wrapped = click.option(
-        "--device", metavar="cpu|cuda", help="Of the native runtime; on cpu it runs its references.  [default: cuda]"
-    )(with_choice)
-    return click.option(
+engine = as_one(
+    "engine",
+    EngineChoice,
+    click.option(
         "--runtime",
         type=click.Choice(RUNTIMES),
-        help="What runs it; native is ours, for checkpoints.  [default: onnxruntime for a package, else reference]",
-    )(wrapped)
+        help="What runs it; native is ours, for checkpoints and models.  "
+        "[default: onnxruntime for a package, else reference]",
+    ),
+    click.option(
+        "--device", metavar="cpu|cuda", help="Of the native runtime; on cpu it runs its references.  [default: cuda]"
+    ),
+)
 
 
-def corpus(*, sequences: int, purpose: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def corpus(*, sequences: int, purpose: str) -> Callable[[Command], Command]:
     """--text, --dataset, --sequences and --length, handed to the command as one argument `corpus`."""
-    choices = (
+    return as_one(
+        "corpus",
+        CorpusChoice,
         click.option("--text", type=PATH, help=f"A UTF-8 text file to {purpose} on."),
         click.option("--dataset", metavar="OWNER/NAME", help=f"A hub data set to {purpose} on."),
         click.option(
@@ -105,16 +132,3 @@ def corpus(*, sequences: int, purpose: str) -> Callable[[Callable[..., None]], C
             "--length", type=click.IntRange(8, 1_048_576), default=512, show_default=True, help="Tokens in a sequence."
         ),
     )
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def with_choice(text: Path | None, dataset: str | None, sequences: int, length: int, **rest: Any) -> None:
-            choice = CorpusChoice(text=text, dataset=dataset, sequences=sequences, length=length)
-            command(corpus=choice, **rest)
-
-        wrapped: Callable[..., None] = with_choice
-        for option in reversed(choices):
-            wrapped = option(wrapped)
-        return wrapped
-
-    return decorate

@@ -73,8 +73,9 @@ def command(
     if output is None:
         raise UsageError("--output", "missing", "add -o plan, or --dry-run for a forecast")
     from qtool.cli.corpus import load_tokens
-    from qtool.cli.planning import Planner, print_plan
+    from qtool.cli.planning import Planner
     from qtool.cli.progress import notes, out, progress
+    from qtool.cli.report import print_plan
     from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.inputs import check_finite
     from qtool.quantize.planner.budget import Budget
@@ -93,7 +94,7 @@ def command(
     if as_json:
         click.echo(json.dumps({"output": str(output), "digest": manifest.digest, **_summary(plan)}, indent=2))
         return
-    print_plan(plan)
+    print_plan(plan.to_json())
     out.print(f"wrote {output}  sha256 {manifest.digest[:16]}", markup=False)
 
 

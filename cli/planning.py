@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtool.cli.progress import progress, table
+from qtool.cli.progress import progress
 from qtool.cli.quantized import quantized
 from qtool.cli.weighed_tokens import WeighedTokens
 
@@ -125,25 +124,3 @@ class Planner:
             float_loss=float(scored.reference_losses.mean(dtype="float64")),
             bits=report.bits_per_weight_quantized,
         )
-
-
-def print_plan(plan: Plan) -> None:
-    """The steps with the numbers that decided them, and how many sites got what."""
-    rows = [
-        [
-            step.name,
-            f"{step.predicted_kl_nats:.4f}",
-            "-" if step.kl_nats is None else f"{step.kl_nats:.4f}",
-            "-" if step.perplexity_increase is None else f"{100 * step.perplexity_increase:+.2f} %",
-            "-" if step.bits is None else f"{step.bits:.3f}",
-            f"{step.decode:.3f}",
-            f"{step.prefill:.3f}",
-            "kept" if step.kept else "rolled back",
-            step.why,
-        ]
-        for step in plan.steps
-    ]
-    heads = ["step", "KL predicted", "KL measured", "perplexity", "bits", "decode ×", "prefill ×", "", "why"]
-    table("steps on the whole model", heads, rows)
-    chosen = Counter(site.chosen for site in plan.sites)
-    table("what sites got", ["candidate", "sites"], [[name, count] for name, count in sorted(chosen.items())])

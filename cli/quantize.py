@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtool.cli import options
-from qtool.cli.planning import Planner, budget_options, print_plan
+from qtool.cli.planning import Planner, budget_options
 from qtool.errors import InputRefused, UsageError
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.recipe import Recipe
     from qtool.quantize.artifacts.statistics import Statistics
     from qtool.quantize.artifacts.weights import WeightSource
-    from qtool.quantize.inputs import SourceModel
     from qtool.quantize.quantizers import QuantizationReport
 
 CACHE_FORMATS = {
@@ -139,10 +138,12 @@ def command(
     budget = Budget(max_bits=max_bits, max_loss=max_loss, max_slowdown=max_slowdown)
     if not auto and (mixed or budget != Budget()):
         raise UsageError("--max-bits, --max-loss, --max-slowdown and --mixed", "are the planner's", "add --auto")
+    from qtool.cli.companions import write_companions
     from qtool.cli.corpus import load_tokens
     from qtool.cli.distilled import distilled
     from qtool.cli.float_model import transformed_model
     from qtool.cli.progress import notes, progress
+    from qtool.cli.report import print_plan
     from qtool.cli.weighed_tokens import WeighedTokens
     from qtool.quantize.architectures import linear_names, require_quantizable
     from qtool.quantize.artifacts.store import check_output, stage
@@ -214,7 +215,7 @@ def command(
             )
         kept.finish()
         report = distilled(staging.path, writer.details, rules, float_model, tokens, report)
-        _write_companions(staging.path, rules, source, float_model)
+        write_companions(staging.path, source, float_model.config, rules)
         if plan is not None:
             plan.write(staging.path)
         parents = [Parent(kind="model", digest=source.digest)]
@@ -238,7 +239,7 @@ def command(
             )
         )
     if plan is not None and not as_json:
-        print_plan(plan)
+        print_plan(plan.to_json())
     _print(output, report, manifest.digest, as_json)
 
 
@@ -289,21 +290,6 @@ def _statistics(path: Path | None, source: WeightSource) -> Statistics | None:
     if statistics.model_digest != source.digest:
         raise InputRefused(path, "was measured on another model", "measure this model, or leave --statistics out")
     return statistics
-
-
-def _write_companions(folder: Path, recipe: Recipe, source: SourceModel, quantized: WeightSource) -> None:
-    import yaml
-
-    from qtool.quantize.artifacts.model_config import CONFIG, model_config
-    from qtool.quantize.artifacts.network import EMBEDDING
-    from qtool.quantize.artifacts.store import write_file
-
-    write_file(folder / CONFIG, model_config(quantized.config, source.stored_dtype(f"{EMBEDDING}.weight")))
-
-    write_file(folder / "recipe.yaml", yaml.safe_dump(recipe.to_data(), sort_keys=False).encode())
-    (folder / "tokenizer").mkdir()
-    for name, data in source.tokenizer_files.items():
-        write_file(folder / "tokenizer" / name, data)
 
 
 def _print(output: Path, report: QuantizationReport, digest: str, as_json: bool) -> None:

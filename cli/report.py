@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,43 @@ def print_verification(result: dict[str, Any]) -> None:
         for check in result["checks"]
     ]
     table("verification", ["check", "outcome", "measured (limit)", "detail"], rows)
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """A plan's steps with the numbers that decided them, and how many sites got what."""
+    rows = [
+        [
+            step["name"],
+            f"{step['predicted_kl_nats']:.4f}",
+            "-" if step["kl_nats"] is None else f"{step['kl_nats']:.4f}",
+            "-" if step["perplexity_increase"] is None else f"{100 * step['perplexity_increase']:+.2f} %",
+            "-" if step["bits"] is None else f"{step['bits']:.3f}",
+            f"{step['decode']:.3f}",
+            f"{step['prefill']:.3f}",
+            "kept" if step["kept"] else "rolled back",
+            step["why"],
+        ]
+        for step in plan["steps"]
+    ]
+    heads = ["step", "KL predicted", "KL measured", "perplexity", "bits", "decode ×", "prefill ×", "", "why"]
+    table("steps on the whole model", heads, rows)
+    chosen = Counter(site["chosen"] for site in plan["sites"])
+    table("what sites got", ["candidate", "sites"], [[name, count] for name, count in sorted(chosen.items())])
+
+
+def print_npu(details: dict[str, Any]) -> None:
+    """What is in a package of --target npu, from its manifest's details."""
+    npu = details["npu"]
+    shapes, calibration, rounded = npu["shapes"], npu["calibration"], len(npu["rounded_at_export"])
+    rows: list[list[Any]] = [
+        ["graphs", f"prefill of {shapes['chunk']} tokens, decode of 1, {shapes['context']} slots"],
+        ["nodes", ", ".join(f"{count} in {name}" for name, count in npu["node_types"].items())],
+        ["16 bits by measurement", len(npu["measured_islands"])],
+        ["weights", f"{details['bits_per_weight']:.2f} bits, {rounded} linears rounded at export"],
+        ["calibrated on", f"{calibration['windows']} × {calibration['length']} tokens"],
+        ["sites from statistics", calibration["sites_from_statistics"]],
+    ]
+    table("NPU package", ["", "value"], rows)
 
 
 def _numbers(numbers: dict[str, float | None], limits: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtool.errors import UsageError
-from qtool.quantize.artifacts.manifest import MANIFEST, Parent, read_manifest
+from qtool.quantize.artifacts.manifest import MANIFEST, Manifest, Parent, read_manifest
 
 if TYPE_CHECKING:
     from qtool.cli.options import EngineChoice
@@ -100,6 +100,17 @@ def open_subject(argument: str, *, threads: int, length: int, engine: EngineChoi
     )
 
 
+def open_packaged(folder: Path, manifest: Manifest, *, threads: int, length: int) -> Session:
+    """A package in ONNX Runtime, one of --target npu as its graphs simulate it."""
+    if manifest.details["target"] == "npu":
+        from qtool.runtime.npu import NpuSession
+
+        return NpuSession(folder, threads=threads, max_length=length)
+    from qtool.runtime.ort import OrtSession
+
+    return OrtSession(folder, threads=threads, max_length=length)
+
+
 def open_native(source: WeightSource, *, threads: int, length: int, device: str | None) -> Session:
     """The native runtime on a device, on a GPU without one."""
     import torch
@@ -163,17 +174,10 @@ def _open_checkpoint(folder: Path) -> Weights:
 
 def _open_package(folder: Path, *, threads: int, length: int) -> Subject:
     from qtool.quantize.artifacts.store import open_artifact
-    from qtool.runtime.ort import OrtSession
 
     manifest = open_artifact(folder, kind="package")
-    if manifest.details["target"] == "npu":
-        from qtool.runtime.npu import NpuSession
-
-        session: Session = NpuSession(folder, threads=threads, max_length=length)
-    else:
-        session = OrtSession(folder, threads=threads, max_length=length)
     return Subject(
-        session=session,
+        session=open_packaged(folder, manifest, threads=threads, length=length),
         tokenizer_files={"tokenizer.json": (folder / "tokenizer.json").read_bytes()},
         digest=manifest.digest,
         description="NPU package simulated in ONNX Runtime"

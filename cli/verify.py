@@ -25,7 +25,8 @@ def command(artifact: Path, threads: int, as_json: bool) -> None:
     """Re-check ARTIFACT. Exit 3 when a byte changed, 5 when a package no longer computes what was scored.
 
     For a package every lowered node is run on stored probe inputs and compared with the reference's stored outputs,
-    then the model's losses on stored tokens with the reference's losses, then prefill with decode.
+    then the model's losses on stored tokens with the reference's losses, then prefill with decode. A package of
+    --target npu is checked against the rules again, its simulated losses with those of the export, prefill with decode.
     """
     from qtool.cli.progress import out, progress
     from qtool.cli.report import print_verification

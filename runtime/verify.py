@@ -21,10 +21,11 @@ import numpy as np
 
 from qtool.errors import InputRefused
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
+from qtool.quantize.artifacts.package_files import FILL_MODEL
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.weights import WeightSource
 from qtool.runtime.evaluate import Progress, evaluate, evaluate_together
-from qtool.runtime.ort.session import FILL_MODEL, GENAI_CONFIG, OrtSession
+from qtool.runtime.ort.session import GENAI_CONFIG, OrtSession
 from qtool.runtime.reference.int8_cache import Scales, StaticInt8Cache
 from qtool.runtime.reference.model import ReferenceSession
 from qtool.runtime.session import IntArray
@@ -138,7 +139,7 @@ def verify_export(
         details: what the manifest will say of it; "nodes" lists the lowered nodes.
         tokens: ids [B, T] to compare the whole model on; a few hundred are enough.
         progress: (done, total, text).
-        threads: of the runtime; None for all cores.
+        threads: of the runtime and of scoring; None for all cores.
         scales: of its INT8 cache; None for a cache of floats.
 
     Raises:
@@ -168,13 +169,15 @@ def verify_export(
     opened = ReferenceSession(source, new_cache=new_cache), _open(folder, threads, length)
     with opened[0] as reference, opened[1] as session:
         noisy = [reference.perturbed(seed) for seed in NOISE_SEEDS]
-        subject, *runs = evaluate_together([session, *noisy], tokens, reference=reference, progress=progress)
+        subject, *runs = evaluate_together(
+            [session, *noisy], tokens, reference=reference, threads=threads, progress=progress
+        )
         floor = NoiseFloor.of(runs, sequences=len(tokens), positions=length - 1)
         decode_floor = NoiseFloor.of(runs, sequences=1, positions=decode_tokens.shape[1] - 1)
         assert subject.reference_losses is not None
         distance = Distance.between(subject.losses, subject.reference_losses, subject.kl)
         model_check = _check_distance("model", distance, floor, subject.top1_agreement)
-        decode_check = _check_decode(session, decode_tokens, decode_floor, progress)
+        decode_check = _check_decode(session, decode_tokens, decode_floor, threads, progress)
         genai_check = _check_genai(folder, tokens, session.vocab_size)
     write_probes(
         folder,
@@ -217,7 +220,7 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
         distance = Distance.between(subject.losses, probes.reference_losses, None)
         model_check = _check_distance("model", distance, probes.floor, None)
         decode_tokens = probes.tokens[:1, :DECODE_TOKENS]
-        decode_check = _check_decode(session, decode_tokens, probes.decode_floor, progress)
+        decode_check = _check_decode(session, decode_tokens, probes.decode_floor, threads, progress)
         genai_check = _check_genai(folder, probes.tokens, session.vocab_size)
     prompt_checks = _check_prompts(folder, manifest.details, probes.prompts, probes.tokens, threads, progress)
     return Verification(checks=(*node_checks, model_check, decode_check, *prompt_checks, genai_check))
@@ -248,7 +251,7 @@ def _check_prompts(
     ]
     prompt = prompt_tokens(tokens)
     with OrtSession(folder, threads=threads, max_length=prompt.shape[1]) as session:
-        subject = evaluate(session, prompt, progress=progress)
+        subject = evaluate(session, prompt, threads=threads, progress=progress)
     distance = Distance.between(subject.losses, probes.losses, None)
     return [*node_checks, _check_distance("prompts", distance, probes.floor, None)]
 
@@ -285,8 +288,10 @@ def _worst(check: str, errors: Mapping[str, float]) -> Check:
     )
 
 
-def _check_decode(session: OrtSession, tokens: IntArray, floor: NoiseFloor, progress: Progress) -> Check:
-    steps = evaluate(session, tokens, reference=session, by_decode=True, progress=progress)
+def _check_decode(
+    session: OrtSession, tokens: IntArray, floor: NoiseFloor, threads: int | None, progress: Progress
+) -> Check:
+    steps = evaluate(session, tokens, reference=session, by_decode=True, threads=threads, progress=progress)
     assert steps.reference_losses is not None
     distance = Distance.between(steps.losses, steps.reference_losses, steps.kl)
     return _check_distance("decode", distance, floor, steps.top1_agreement)

@@ -1,4 +1,4 @@
-"""The committed rows as a picture, a bar of KL for each: `python bench/accuracy/plot.py docs/accuracy.svg ROWS...`."""
+"""The KL of committed rows, a panel a scheme: `python bench/accuracy/plot.py docs/accuracy.svg ROWS...`."""
 
 from __future__ import annotations
 

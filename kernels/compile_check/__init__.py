@@ -4,7 +4,7 @@ Triton's whole pipeline runs for a target given by name; the machine code is the
 triton wheel. Nothing is launched and no driver is needed, only a process without TRITON_INTERPRET.
 Every kernel folder lists what it ships in `compile_cases.py` as `CASES: list[Case]`.
 
-    python -m qtool.kernels.compile_check [--kernel w4a8_gemm] [--target sm_90] [--jobs 1] [--json] [--write]
+    python -m qtool.kernels.compile_check [--kernel w4a8_gemm] [--target sm_90] [--changed] [--write] [--help]
 
 What this cannot see: time, races, bank conflicts, caches, faults of memory descriptors.
 """

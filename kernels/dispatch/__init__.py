@@ -27,7 +27,6 @@ VARIABLE = "QTOOL_BACKEND"
 BACKENDS: tuple[Backend, ...] = ("triton", "reference")
 LEAST_CAPABILITY = (8, 0)
 LEAST_CAPABILITY_OF_E4M3 = (8, 9)  # its casts and its tensor cores
-ALWAYS_E4M3 = frozenset({"fp8_gemm", "w4afp8_gemm"})
 
 LOGGER = logging.getLogger("qtool.kernels")
 
@@ -39,7 +38,7 @@ def backend_for(device: torch.device, op: str, *, unsupported: str = "", e4m3: b
         device: of the operands.
         op: the kernel folder's name.
         unsupported: why the kernel cannot take this shape or format, empty when it can.
-        e4m3: whether this call reads or makes E4M3 numbers; `ALWAYS_E4M3` need not say so.
+        e4m3: whether this call reads or makes E4M3 numbers.
 
     Raises:
         UsageError: when QTOOL_BACKEND names no backend.
@@ -50,7 +49,7 @@ def backend_for(device: torch.device, op: str, *, unsupported: str = "", e4m3: b
         raise UsageError(f"{VARIABLE}={wanted}", "no such backend", nearest(wanted, BACKENDS))
     if wanted == "reference":
         return _announce(op, "reference", f"{VARIABLE}=reference")
-    obstacle = unsupported or _obstacle(device, e4m3 or op in ALWAYS_E4M3)
+    obstacle = unsupported or _obstacle(device, e4m3)
     if wanted == "triton":
         if obstacle:
             raise EnvironmentFault(f"{op} on {device}", f"Triton cannot run it: {obstacle}", f"unset {VARIABLE}")
@@ -70,6 +69,8 @@ def _obstacle(device: torch.device, e4m3: bool) -> str:
         return "" if os.environ.get("TRITON_INTERPRET") == "1" else "the CPU runs it only under TRITON_INTERPRET=1"
     if device.type != "cuda":
         return f"no kernels for {device.type} devices"
+    if e4m3 and torch.version.hip is not None:
+        return "AMD's E4M3 is another one"
     least = LEAST_CAPABILITY_OF_E4M3 if e4m3 else LEAST_CAPABILITY
     capability = _capability(device)
     if capability < least:

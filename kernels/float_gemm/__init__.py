@@ -1,4 +1,4 @@
-"""What fp8_gemm, w4afp8_gemm and w4a16_gemm share: scales of groups, and how a product is cut into blocks.
+"""What fp8_gemm, w4afp8_gemm and w4a16_gemm share: checks, scales of groups, and how a product is cut into blocks.
 
 A product [M, K] × [N, K] becomes ceil(N / tile_n) × ceil(M / tile_m) tiles. Few tiles leave multiprocessors idle, so K
 is cut too; each part leaves its sum in a workspace and the last to arrive adds them in the order of K, whatever the
@@ -8,29 +8,19 @@ order of arrival: the same operands give the same bits in every run.
 from __future__ import annotations
 
 from qtool.kernels.float_gemm.group_scales import GroupScales, group_scales, spread
-from qtool.kernels.float_gemm.tilings import (
-    TILE_K,
-    Tiling,
-    choose_tiling,
-    e4m3_obstacle,
-    processors,
-    tiling_of,
-    tiling_rows,
-)
-from qtool.kernels.float_gemm.workspace import Workspace, workspace_for, workspace_of_product
+from qtool.kernels.float_gemm.operands import check_matrix, check_product
+from qtool.kernels.float_gemm.tilings import TILE_K, Tiling, choose_tiling, tiling_rows
+from qtool.kernels.float_gemm.workspace import workspace_of_product
 
 __all__ = [
     "TILE_K",
     "GroupScales",
     "Tiling",
-    "Workspace",
+    "check_matrix",
+    "check_product",
     "choose_tiling",
-    "e4m3_obstacle",
     "group_scales",
-    "processors",
     "spread",
-    "tiling_of",
     "tiling_rows",
-    "workspace_for",
     "workspace_of_product",
 ]

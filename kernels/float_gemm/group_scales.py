@@ -23,10 +23,6 @@ class GroupScales(NamedTuple):
     values: Tensor
     size: int
 
-    def spread(self, columns: int) -> Tensor:
-        """The scale of each column, float32 [N, columns] (or [N, 1] when a row has one)."""
-        return spread(self.values, self.size, columns).to(torch.float32)
-
     def obstacle(self) -> str:
         """Why the kernels cannot take this group size; empty when they can."""
         fits = not self.size or self.size in INSIDE_A_TILE or self.size % TILE == 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 TILE_K = 128
-HOPPER = 90
+AMPERE, ADA, HOPPER = 80, 89, 90
 # What the interpreter pretends to run on: it has no multiprocessors, and the cut of K is worth testing.
 H200_PROCESSORS = 132
 # A part of fewer tiles along K spends its time filling the pipeline.
@@ -50,7 +50,7 @@ def choose_tiling(configs: Path, form: str, device: torch.device, m: int, n: int
     Raises:
         LookupError: when no row fits.
     """
-    capability = _capability(device)
+    capability = capability_of(device)
     for row in tiling_rows(configs):
         fits = form in row["forms"] and row["capability"] <= capability
         if fits and (row["up_to_m"] is None or m <= row["up_to_m"]):
@@ -76,17 +76,18 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def e4m3_obstacle() -> str:
-    """Why this build of torch has no GPU for the E4M3 of ours; empty when nothing is known against it."""
-    return "" if torch.version.hip is None else "AMD's E4M3 is another one"
-
-
 @cache
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda" or torch.version.hip is not None:
+def capability_of(device: torch.device) -> int:
+    """10 × major + minor, which picks the rows of a table; Hopper's for the interpreter.
+
+    AMD's GPUs, and NVIDIA's from 12.0 on, have too little shared memory for Hopper's rows: they take older ones.
+    """
+    if device.type != "cuda":
         return HOPPER
+    if torch.version.hip is not None:
+        return AMPERE
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    return ADA if major >= 12 else 10 * major + minor
 
 
 def tiling_of(row: Mapping[str, Any]) -> Tiling:

@@ -20,16 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qtool.errors import UsageError
 from qtool.kernels.dispatch import backend_for
-from qtool.kernels.float_gemm import Tiling, choose_tiling, e4m3_obstacle
+from qtool.kernels.float_gemm import Tiling, check_matrix, check_product, choose_tiling
 from qtool.kernels.fp8_gemm import reference
 from qtool.kernels.fp8_gemm.scales import ActivationScale, WeightScale, activation_scale, weight_scale
 
 __all__ = ["ActivationScale", "WeightScale", "fp8_gemm"]
 
 CONFIGS = Path(__file__).parent / "configs.json"
-OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+E4M3 = (torch.float8_e4m3fn,)
 
 
 def fp8_gemm(
@@ -64,33 +63,17 @@ def fp8_gemm(
         UsageError: when shapes or types do not fit.
         EnvironmentFault: when QTOOL_BACKEND asks for Triton where it cannot run.
     """
-    _check(x_codes, w_codes, bias, out_dtype)
-    xs = activation_scale(x_scale, x_codes.shape[0], x_codes.shape[1])
-    ws = weight_scale(w_scale, w_codes.shape[0], w_codes.shape[1])
-    device = x_codes.device
-    if not x_codes.shape[0] or not w_codes.shape[0]:
-        return torch.empty(x_codes.shape[0], w_codes.shape[0], dtype=out_dtype, device=device)
-    if backend_for(device, "fp8_gemm", unsupported=e4m3_obstacle()) == "reference":
+    check_matrix("fp8_gemm: x_codes", x_codes, E4M3)
+    check_matrix("fp8_gemm: w_codes", w_codes, E4M3)
+    (m, k), n, device = x_codes.shape, w_codes.shape[0], x_codes.device
+    check_product("fp8_gemm", x_codes, n, w_codes.shape[1], bias, out_dtype)
+    xs, ws = activation_scale(x_scale, m, k), weight_scale(w_scale, n, k)
+    if not m or not n:
+        return torch.empty(m, n, dtype=out_dtype, device=device)
+    if backend_for(device, "fp8_gemm", e4m3=True) == "reference":
         return reference.fp8_gemm(x_codes, xs, w_codes, ws, bias, out_dtype)
     from qtool.kernels.fp8_gemm.triton_kernel import launch
 
-    (m, k), n = x_codes.shape, w_codes.shape[0]
     form = "block" if xs.blocks or ws.blocks else "fast" if longest_sum >= k else "row"
     tiling = tiling or choose_tiling(CONFIGS, form, device, m, n, k)
     return launch(x_codes, xs, w_codes, ws, bias, out_dtype, tiling, longest_sum)
-
-
-def _check(x: Tensor, w: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> None:
-    for name, codes in (("x_codes", x), ("w_codes", w)):
-        if codes.dtype != torch.float8_e4m3fn or codes.dim() != 2 or (codes.stride(1) != 1 and codes.shape[1] > 1):
-            raise UsageError(
-                f"fp8_gemm: {name}",
-                f"{codes.dtype} {tuple(codes.shape)} with strides {codes.stride()}",
-                "give a float8_e4m3fn matrix contiguous along K",
-            )
-    if x.shape[1] != w.shape[1] or not x.shape[1]:
-        raise UsageError("fp8_gemm", f"activations have {x.shape[1]} columns and weights {w.shape[1]}")
-    if bias is not None and bias.shape != (w.shape[0],):
-        raise UsageError("fp8_gemm: bias", f"shape {tuple(bias.shape)}, {w.shape[0]} rows of weights")
-    if out_dtype not in OUT_DTYPES:
-        raise UsageError("fp8_gemm: out_dtype", f"{out_dtype}", "give bfloat16, float16 or float32")

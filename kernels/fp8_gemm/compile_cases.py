@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtool.kernels.compile_check.case import Case, Expect, Work
-from qtool.kernels.float_gemm import TILE_K, tiling_of, tiling_rows
+from qtool.kernels.compile_check.case import Case, Expect
+from qtool.kernels.float_gemm import tiling_rows
+from qtool.kernels.float_gemm.compile_case import product_case
 from qtool.kernels.fp8_gemm import CONFIGS
 from qtool.kernels.fp8_gemm.triton_kernel import fp8_gemm_kernel
 
@@ -41,31 +42,21 @@ EXPECT = {
 
 
 def _case(row: Mapping[str, Any], form: str) -> Case:
-    tiling, target = tiling_of(row), f"sm_{row['capability']}"
     x_blocks, w_blocks, w_rows, promote = FORMS[form]
-    return Case(
-        name=f"{target} {tiling.tile_m}x{tiling.tile_n} {form}",
+    return product_case(
+        row,
+        form,
         kernel=fp8_gemm_kernel,
         signature=SIGNATURE,
         constexprs={
             "X_BLOCKS": x_blocks,
             "W_BLOCKS": w_blocks,
             "W_ROWS": w_rows,
-            "BIAS": True,
             "PROMOTE": promote,
-            "WEIGHTS_FIRST": tiling.weights_first,
-            "WHOLE_K": True,
-            # Few tokens make few tiles: their K is cut.
-            "PARTS": 2 if tiling.tile_m <= 32 else 1,
-            "BM": tiling.tile_m,
-            "BN": tiling.tile_n,
-            "BK": TILE_K,
+            "WEIGHTS_FIRST": row["weights_first"],
         },
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
-        targets=(target,),
         expect=EXPECT,
-        work=Work(read=tiling.tile_n * TILE_K, products=tiling.tile_m * tiling.tile_n * TILE_K),
+        weight_bits=8,
     )
 
 

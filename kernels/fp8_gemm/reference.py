@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qtool.kernels.float_gemm.reference import finished
 from qtool.kernels.fp8_gemm.scales import BLOCK, ActivationScale, WeightScale
 
 
@@ -30,6 +31,4 @@ def fp8_gemm(
     else:
         product = x_codes.to(torch.float32) @ w_codes.to(torch.float32).T
         sums = product * rows[:, 0] * x_scale.values
-    if bias is not None:
-        sums = sums + bias.to(torch.float32)
-    return sums.to(out_dtype)
+    return finished(sums, bias, out_dtype)

@@ -146,6 +146,8 @@ def checked(
     )
     if zero_point is None or operands.zero_in_loop:
         return operands
+    if x_sums is None:
+        x_sums = (x.values() if isinstance(x, HalvesInt4) else x).sum(dim=1, dtype=torch.int32)
     return replace(operands, x_sums=_sums(x_sums, rows))
 
 
@@ -202,11 +204,8 @@ def _zero_point(zero_point: Tensor, rows: int, groups: int) -> Tensor:
     return zero_point.contiguous()
 
 
-def _sums(x_sums: Tensor | None, rows: int) -> Tensor:
-    if x_sums is None or x_sums.shape != (rows,) or x_sums.dtype != torch.int32:
-        found = "none" if x_sums is None else f"{x_sums.dtype} {tuple(x_sums.shape)}"
-        raise ValueError(f"a zero point a row wants x_sums, int32 [{rows}], got {found}")
-    return x_sums.contiguous()
+def _sums(x_sums: Tensor, rows: int) -> Tensor:
+    return _vector("x_sums", x_sums, rows, (torch.int32,)).contiguous()
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -4,7 +4,7 @@
 
 Keys and values are what their codes stand for, or the tokens themselves where the cache keeps them in 16 bits: the
 first and the latest ones. Codes enter the products exactly and their scales are applied to scores and shares, so
-nothing of the cache is rounded to 16 bits on the way (with groups of channels, values are).
+nothing of the cache is rounded to 16 bits on the way (with groups of channels, what they stand for is).
 
 A sequence's result has the same bits whatever sequences are beside it, in every run, since it is cut into parts by its
 own length alone and the parts are added in order. `prompt_attention` is a whole prompt's, by torch.
@@ -72,7 +72,8 @@ def decode_attention(
     options = ScoreOptions(scale=scale, softcap=softcap, window=window, sink_logits=sink_logits)
     if not query.numel():
         return torch.empty_like(query)
-    if backend_for(query.device, "kv_attention", unsupported=unsupported(cache)) == "reference":
+    backend = backend_for(query.device, "kv_attention", unsupported=unsupported(cache), e4m3=cache.e4m3)
+    if backend == "reference":
         return decode_reference(query, cache, lengths, options)
     from qtool.kernels.kv_attention.triton_kernel import decode_triton
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qtool.kernels.float_gemm.tilings import capability_of
 from qtool.kernels.quantize_kv.cache import KVCache
 
 CONFIGS = Path(__file__).parent / "configs.json"
@@ -52,7 +53,7 @@ def decode_tiling(cache_: KVCache, shared: int, dtype: torch.dtype) -> DecodeTil
         LookupError: when no row fits.
     """
     groups = any(stored.scale.shape[-1] > 1 for stored in (cache_.keys, cache_.values))
-    capability = _capability(cache_.keys.codes.device)
+    capability = capability_of(cache_.keys.codes.device)
     return tiling_of(capability, cache_.head_dim, shared, groups=groups, sixteen_bits=dtype.itemsize == 2)
 
 
@@ -77,14 +78,6 @@ def tiling_of(capability: int, head_dim: int, shared: int, *, groups: bool, sixt
             names = ("tokens", "least_tiles", "most_parts", "warps", "stages")
             return DecodeTiling(**{name: row[name] for name in names}, queries=queries)
     raise LookupError(f"{CONFIGS.parent.name}/{CONFIGS.name} has no tile for {head_dim} channels")
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 @cache

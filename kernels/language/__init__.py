@@ -1,8 +1,8 @@
-"""What our Triton kernels share, and the one place that knows what Triton's interpreter gets wrong.
+"""What our Triton kernels share, above all the operations that Triton's interpreter gets wrong.
 
-Imports triton: only a `triton_kernel.py` may import this package. A kernel takes from here every cast to a small float,
-every unpacking of nibbles and every matrix product, never Triton's own, so that it computes the same interpreted on a
-CPU and compiled for a GPU.
+Imports triton: only modules that hold jit functions may import this package, and a public function imports those when
+it launches. Casts to and from small floats and products of matrices are taken from here, or are written like those
+here, so that a kernel computes the same interpreted on a CPU and compiled for a GPU.
 
     INTERPRETED     a constexpr: TRITON_INTERPRET was set when this package was imported; usable in kernels and outside
     uses_assembly   whether a launch on this device may use inline assembly; pass it as a kernel's `ASM: tl.constexpr`

@@ -63,10 +63,14 @@ def to_halves(packed: Tensor, columns: int, encoding: Encoding = "twos_complemen
     """
     _check_encoding(encoding)
     codes = unpack_int4(packed, columns=columns)
-    nibbles = _encode(codes, encoding)
-    padded = torch.nn.functional.pad(nibbles, (0, -columns % TILE))
-    low, high = padded.view(padded.shape[0], padded.shape[1] // TILE, 2, HALF).unbind(2)
-    return (low | (high << 4)).flatten(1).contiguous()
+    return nibbles_in_halves(_encode(codes, encoding))
+
+
+def nibbles_in_halves(nibbles: Tensor) -> Tensor:
+    """Nibbles 0…15 [N, K], a byte each, to halves, uint8 [N, 64 · ceil(K / 128)]; padding is the nibble 0."""
+    padded = torch.nn.functional.pad(nibbles, (0, -nibbles.shape[1] % TILE))
+    low, high = padded.reshape(padded.shape[0], padded.shape[1] // TILE, 2, HALF).unbind(2)
+    return (low | (high << 4)).flatten(1)
 
 
 def from_halves(halves: Tensor, columns: int, encoding: Encoding = "twos_complement") -> Tensor:

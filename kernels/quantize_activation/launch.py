@@ -36,7 +36,7 @@ def launch_rows(
 
     Without a format only the values are made; codes and scale are then without elements.
     """
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    rows = unit_stride(rows)
     count, columns = rows.shape
     groups = -(-columns // group) if group else 1
     made = ROW_FORMATS["int8"] if form is None else form
@@ -48,7 +48,7 @@ def launch_rows(
     if not count:
         return codes, scale, sums, kept
     norm = source if isinstance(source, RmsNorm) else None
-    up = _unit_stride(source.up) if isinstance(source, SiluTimes) else rows
+    up = unit_stride(source.up) if isinstance(source, SiluTimes) else rows
     residual = norm.residual if norm is not None else None
     if residual is not None and residual.stride(1) != 1:
         raise ValueError("a residual's columns must lie side by side")
@@ -118,5 +118,6 @@ def _warps() -> tuple[tuple[int, int], ...]:
     return tuple((int(most), int(warps)) for most, warps in table["warps"])
 
 
-def _unit_stride(x: Tensor) -> Tensor:
+def unit_stride(x: Tensor) -> Tensor:
+    """A matrix with the columns of a row side by side: itself, or a copy."""
     return x if x.stride(1) == 1 else x.contiguous()

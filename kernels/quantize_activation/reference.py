@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, silu
+from torch.nn.functional import silu
 
 from qtool.kernels.hadamard import apply
+from qtool.kernels.pack.halves import nibbles_in_halves
 from qtool.kernels.quantize_activation.blocks import in_blocks
-from qtool.kernels.quantize_activation.row_format import PACK_TILE, SMALLEST_RANGE, RowFormat
+from qtool.kernels.quantize_activation.row_format import SMALLEST_RANGE, RowFormat
 from qtool.kernels.quantize_activation.sources import RmsNorm, RowHadamard, SiluTimes, Source
 
 
@@ -59,5 +60,4 @@ def _integers(blocks: Tensor, limit: Tensor, largest: float) -> tuple[Tensor, Te
 
 def pack_halves(codes: Tensor) -> Tensor:
     """int8 codes −8…7 [M, K] to bytes uint8 [M, ⌈K / 128⌉ × 64], as `RowFormat.halves` says."""
-    tiles = pad(codes, (0, -codes.shape[1] % PACK_TILE)).reshape(len(codes), -1, 2, PACK_TILE // 2)
-    return ((tiles[:, :, 0] & 15) | (tiles[:, :, 1] << 4)).flatten(1).view(torch.uint8)
+    return nibbles_in_halves((codes & 15).view(torch.uint8))

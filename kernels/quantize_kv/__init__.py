@@ -19,15 +19,8 @@ from __future__ import annotations
 
 from qtool.kernels.quantize_kv.cache import KVCache, KVFormat, StoredHeads, empty_cache
 from qtool.kernels.quantize_kv.cache_reference import read_cache
-from qtool.kernels.quantize_kv.reference import (
-    KVCodes,
-    dequantize_kv,
-    pack_kv,
-    quantize_kv_fp8,
-    quantize_kv_int,
-    unpack_kv,
-)
-from qtool.kernels.quantize_kv.write import unsupported, write_kv
+from qtool.kernels.quantize_kv.reference import KVCodes, dequantize_kv, quantize_kv_fp8, quantize_kv_int
+from qtool.kernels.quantize_kv.write import write_kv
 
 __all__ = [
     "KVCache",
@@ -36,11 +29,8 @@ __all__ = [
     "StoredHeads",
     "dequantize_kv",
     "empty_cache",
-    "pack_kv",
     "quantize_kv_fp8",
     "quantize_kv_int",
     "read_cache",
-    "unpack_kv",
-    "unsupported",
     "write_kv",
 ]

@@ -123,6 +123,11 @@ class KVCache:
         """Channels c of one head."""
         return self.exact_keys.shape[3]
 
+    @property
+    def e4m3(self) -> bool:
+        """Whether keys or values are E4M3 numbers, which not every GPU knows."""
+        return "fp8_e4m3" in (self.keys.format.format, self.values.format.format)
+
     def nbytes(self) -> int:
         """Bytes in all."""
         found = [self.exact_keys, self.exact_values]

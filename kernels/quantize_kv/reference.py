@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qtool.kernels.pack import pack_int4, unpack_int4
 from qtool.kernels.small_floats import E4M3_MAX
 
 
@@ -61,21 +60,6 @@ def dequantize_kv(stored: KVCodes) -> Tensor:
     """What the codes stand for, [..., c] float32."""
     values = (stored.codes.to(torch.float32) - stored.zero_code) * stored.scale.to(torch.float32)
     return values if stored.offset is None else values + stored.offset.to(torch.float32)
-
-
-def pack_kv(codes: Tensor, *, bits: int) -> Tensor:
-    """The bytes of integer codes: [..., c] uint8 to [..., ceil(c × bits / 8)], 4-bit codes low nibble first."""
-    if bits == 8:
-        return codes
-    return pack_int4(codes.reshape(-1, codes.shape[-1])).reshape(*codes.shape[:-1], -1)
-
-
-def unpack_kv(packed: Tensor, *, bits: int, head_dim: int) -> Tensor:
-    """The inverse of `pack_kv`: codes [..., head_dim]."""
-    if bits == 8:
-        return packed
-    codes = unpack_int4(packed.reshape(-1, packed.shape[-1]), columns=head_dim)
-    return codes.reshape(*packed.shape[:-1], head_dim)
 
 
 def _wide(x: Tensor) -> Tensor:

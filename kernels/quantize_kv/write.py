@@ -46,7 +46,8 @@ def write_kv(
     starts, counts = _positions(key, starts, counts)
     head_dim = cache.head_dim
     in_kernel = cache.rotate and head_dim & (head_dim - 1) == 0
-    triton = backend_for(key.device, "quantize_kv", unsupported=unsupported(cache)) == "triton"
+    backend = backend_for(key.device, "quantize_kv", unsupported=unsupported(cache), e4m3=cache.e4m3)
+    triton = backend == "triton"
     if cache.rotate and not (triton and in_kernel):
         key, query = rotated(key), None if query is None else rotated(query)
     if not triton:
@@ -62,8 +63,7 @@ def write_kv(
 
 
 def unsupported(cache: KVCache) -> str:
-    """Why the kernels cannot take this cache; empty when they can."""
-    device = cache.keys.codes.device
+    """Why the kernels cannot take this cache's shape; empty when they can."""
     if cache.head_dim % 4 or not LEAST_CHANNELS <= cache.head_dim <= MOST_CHANNELS:
         return f"heads of {cache.head_dim} channels"
     for fmt in (cache.keys.format, cache.values.format):
@@ -72,8 +72,6 @@ def unsupported(cache: KVCache) -> str:
             return f"groups of {group} across the halves of {cache.head_dim} channels"
         if fmt.group_size and group < cache.head_dim and group & (group - 1):
             return f"groups of {group} channels"
-        if fmt.format == "fp8_e4m3" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-            return "FP8 needs capability 8.9"
     return ""
 
 

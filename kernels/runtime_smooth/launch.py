@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qtool.kernels.quantize_activation.launch import warps_for
-from qtool.kernels.quantize_activation.row_format import PACK_TILE
+from qtool.kernels.quantize_activation.launch import unit_stride, warps_for
+from qtool.kernels.quantize_activation.row_format import PACK_TILE, RowFormat, stored_columns
 from qtool.kernels.runtime_smooth.configuration import ranges_configuration
 from qtool.kernels.runtime_smooth.reference import SMALLEST_FACTOR
 from qtool.kernels.runtime_smooth.triton_kernel import (
@@ -18,7 +18,7 @@ from qtool.kernels.runtime_smooth.triton_kernel import (
 
 def launch_factors(x: Tensor, group_size: int, level: bool, starts: Tensor, longest: int) -> Tensor:
     """s_G float32 [R, G]: see `request_factors`."""
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = unit_stride(x)
     rows, columns = x.shape
     tiles, requests = columns // group_size, len(starts) - 1
     ranges = torch.zeros(requests, tiles, dtype=torch.int32, device=x.device)
@@ -49,19 +49,18 @@ def launch_factors(x: Tensor, group_size: int, level: bool, starts: Tensor, long
 
 
 def launch_codes(
-    x: Tensor, factors: Tensor, request: Tensor, *, halves: bool, clip: float, single: bool = False
+    x: Tensor, factors: Tensor, request: Tensor, form: RowFormat, *, clip: float, single: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Codes and token ranges: see `smoothed_codes`; `single`: every request is one row, `factors` is written."""
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = unit_stride(x)
     rows, columns = x.shape
     factors = factors.contiguous()
     tiles = factors.shape[1]
     group = columns // tiles
-    stored = -(-columns // PACK_TILE) * (PACK_TILE // 2) if halves else columns
-    codes = torch.empty(rows, stored, dtype=torch.uint8 if halves else torch.int8, device=x.device)
+    codes = torch.empty(rows, stored_columns(form, columns), dtype=form.dtype, device=x.device)
     token_range = torch.empty(rows, dtype=torch.float32, device=x.device)
     if rows:
-        padded = max(1 << (tiles - 1).bit_length(), PACK_TILE // group if halves else 1)
+        padded = max(1 << (tiles - 1).bit_length(), PACK_TILE // group if form.halves else 1)
         smoothed_codes_kernel[(rows,)](
             x,
             factors,
@@ -70,12 +69,12 @@ def launch_codes(
             token_range,
             x.stride(0),
             columns,
-            stored,
+            codes.shape[1],
             tiles,
             clip,
             GROUP=group,
             TILES=padded,
-            HALVES=halves,
+            HALVES=form.halves,
             SINGLE=single,
             num_warps=warps_for(padded * group),
             enable_fp_fusion=False,

@@ -11,6 +11,7 @@ from torch import Tensor
 from qtool.errors import UsageError
 from qtool.kernels.dispatch import backend_for
 from qtool.kernels.quantize_activation.reference import pack_halves
+from qtool.kernels.quantize_activation.row_format import ROW_FORMATS
 from qtool.kernels.runtime_smooth.integer_factors import IntegerFactors, integer_factors
 from qtool.kernels.runtime_smooth.reference import (
     PUBLISHED,
@@ -92,9 +93,7 @@ def _single_tokens(x: Tensor, group_size: int, requests: Requests, form: str, cl
 
     shape = (len(requests.starts) - 1, x.shape[1] // group_size)
     factors = torch.full(shape, SMALLEST_FACTOR, dtype=torch.float32, device=x.device)
-    codes, token_range = launch_codes(
-        x, factors, requests.request, halves=form == "int4_halves", clip=clip, single=True
-    )
+    codes, token_range = launch_codes(x, factors, requests.request, ROW_FORMATS[form], clip=clip, single=True)
     return SmoothedRows(
         codes=codes, token_range=token_range, factors=factors, request=requests.request, integers=None
     )
@@ -135,12 +134,12 @@ def smoothed_codes(
     if backend_for(x.device, OP) == "triton":
         from qtool.kernels.runtime_smooth.launch import launch_codes
 
-        return launch_codes(x, factors, request, halves=form == "int4_halves", clip=clip)
+        return launch_codes(x, factors, request, ROW_FORMATS[form], clip=clip)
     of_row = factors[request.to(torch.int64)]
     rows = quantize_smoothed(x.to(torch.float32).unsqueeze(-2), of_row, clip=clip)
     finite = torch.isfinite(rows.token_range.squeeze(-2))
     codes = rows.codes.flatten(1).where(finite, torch.zeros(())).to(torch.int8)
-    return pack_halves(codes) if form == "int4_halves" else codes, rows.token_range.flatten()
+    return pack_halves(codes) if ROW_FORMATS[form].halves else codes, rows.token_range.flatten()
 
 
 def _check(x: Tensor, group_size: int, form: str) -> None:

@@ -4,8 +4,8 @@ QUAD's leading directions and low-rank compensation both end here. Operands are 
 float32. Linears that read one input share `down`, so the first product is made once for them.
 
 `side_columns`, `side_output` and `side_gemm` are the reference arithmetic. On stored tensors: `side_rows` is the first
-product, `add_side_output` the second (GEMM kernels take `triton_kernel.add_side` into their epilogue instead), and
-`project_rows` is QUAD's whole input: the side, what it leaves, rotated and quantized.
+product, `add_side_output` the second, and `project_rows` is QUAD's whole input: the side, what it leaves, rotated and
+quantized.
 """
 
 from __future__ import annotations

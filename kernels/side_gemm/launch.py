@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qtool.kernels.hadamard import HadamardPlan, dense, hadamard_plan
 from qtool.kernels.quantize_activation import RowFormat, RowHadamard
+from qtool.kernels.quantize_activation.launch import unit_stride
 from qtool.kernels.quantize_activation.row_format import PACK_TILE, stored_columns
 from qtool.kernels.side_gemm.configuration import side_configuration
 from qtool.kernels.side_gemm.triton_kernel import (
@@ -25,7 +26,7 @@ TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 
 def launch_side(rows: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
     """side [M, r] in `dtype`: see `side_rows`."""
-    rows, down = _unit_stride(rows), down.contiguous()
+    rows, down = unit_stride(rows), down.contiguous()
     count, rank = len(rows), down.shape[1]
     side = torch.empty(count, rank, dtype=dtype, device=rows.device)
     if count:
@@ -97,7 +98,7 @@ def launch_quad(
     row_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """side [M, r], codes [M, stored], scale and sums [M, G]: see `project_rows`; group 0 for none."""
-    rows, directions = _unit_stride(rows), directions.contiguous()
+    rows, directions = unit_stride(rows), directions.contiguous()
     (count, columns), rank = rows.shape, directions.shape[1]
     groups = -(-columns // group) if group else 1
     device = rows.device
@@ -172,7 +173,3 @@ def diagonal(plan: HadamardPlan, width: int, device: torch.device) -> Tensor:
     """Blocks of the rotation's ±1 on the diagonal of [width, width], bfloat16."""
     signs = dense(hadamard_plan(width, block=plan.block)).sign()
     return signs.to(device, torch.bfloat16)
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()

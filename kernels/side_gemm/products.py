@@ -37,7 +37,7 @@ def side_rows(x: Tensor, down: Tensor, *, dtype: torch.dtype | None = None) -> T
 
 
 def add_side_output(y: Tensor, side: Tensor, up: Tensor) -> Tensor:
-    """y += side × upᵀ in place, summed in float32 and rounded to y's dtype once. GEMM kernels do it in their epilogue.
+    """y += side × upᵀ in place, summed in float32 and rounded to y's dtype once.
 
     Args:
         y: [..., N] float32, bfloat16 or float16 whose rows lie side by side in memory.

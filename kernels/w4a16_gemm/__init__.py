@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.kernels.dispatch import backend_for
-from qtool.kernels.float_gemm import GroupScales, Tiling, choose_tiling, group_scales
+from qtool.kernels.float_gemm import GroupScales, Tiling, check_matrix, check_product, choose_tiling, group_scales
 from qtool.kernels.pack import HalvesInt4
 from qtool.kernels.w4a16_gemm import reference
 
@@ -27,7 +27,6 @@ OP = "w4a16_gemm"
 FORMS = {0: "row", 32: "group32", 64: "group64"}
 CONFIGS = Path(__file__).parent / "configs.json"
 IN_DTYPES = (torch.bfloat16, torch.float16)
-OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def w4a16_gemm(
@@ -60,33 +59,23 @@ def w4a16_gemm(
         UsageError: when shapes or types do not fit.
         EnvironmentFault: when QTOOL_BACKEND asks for Triton where it cannot run.
     """
-    _check(x, weight, bias, out_dtype)
+    out_dtype = out_dtype or x.dtype
+    check_matrix(f"{OP}: x", x, IN_DTYPES)
+    if weight.encoding != "twos_complement":
+        raise UsageError(f"{OP}: weight", f"{weight.encoding} nibbles", "pack it as twos_complement")
+    check_product(OP, x, weight.packed.shape[0], weight.columns, bias, out_dtype)
     (m, k), n = x.shape, weight.packed.shape[0]
     scales = group_scales(OP, w_scale, n, k, group_size)
     zeros = _zero_points(zero_point, scales)
     if not m or not n:
-        return torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
+        return torch.empty(m, n, dtype=out_dtype, device=x.device)
     if backend_for(x.device, OP, unsupported=scales.obstacle()) == "reference":
-        return reference.w4a16_gemm(x, weight, scales, zeros, bias, out_dtype or x.dtype)
+        return reference.w4a16_gemm(x, weight, scales, zeros, bias, out_dtype)
     from qtool.kernels.w4a16_gemm.triton_kernel import launch
 
     form = FORMS.get(scales.size, "group")
     tiling = tiling or choose_tiling(CONFIGS, form, x.device, m, n, k)
-    return launch(x, weight, scales, zeros, bias, out_dtype or x.dtype, tiling)
-
-
-def _check(x: Tensor, weight: HalvesInt4, bias: Tensor | None, out_dtype: torch.dtype | None) -> None:
-    if x.dtype not in IN_DTYPES or x.dim() != 2 or (x.stride(1) != 1 and x.shape[1] > 1):
-        found = f"{x.dtype} {tuple(x.shape)} with strides {x.stride()}"
-        raise UsageError(f"{OP}: x", found, "give a bfloat16 or float16 matrix contiguous along K")
-    if weight.encoding != "twos_complement":
-        raise UsageError(f"{OP}: weight", f"{weight.encoding} nibbles", "pack it as twos_complement")
-    if x.shape[1] != weight.columns or not weight.columns:
-        raise UsageError(OP, f"activations have {x.shape[1]} columns and weights {weight.columns}")
-    if bias is not None and bias.shape != (weight.packed.shape[0],):
-        raise UsageError(f"{OP}: bias", f"shape {tuple(bias.shape)}, {weight.packed.shape[0]} rows of weights")
-    if out_dtype is not None and out_dtype not in OUT_DTYPES:
-        raise UsageError(f"{OP}: out_dtype", f"{out_dtype}", "give bfloat16, float16 or float32")
+    return launch(x, weight, scales, zeros, bias, out_dtype, tiling)
 
 
 def _zero_points(zero_point: Tensor | None, scales: GroupScales) -> Tensor | None:

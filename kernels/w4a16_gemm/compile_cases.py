@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtool.kernels.compile_check.case import Case, Expect, Work
-from qtool.kernels.float_gemm import TILE_K, tiling_of, tiling_rows
+from qtool.kernels.compile_check.case import Case, Expect
+from qtool.kernels.float_gemm import tiling_rows
+from qtool.kernels.float_gemm.compile_case import product_case
 from qtool.kernels.w4a16_gemm import CONFIGS
 from qtool.kernels.w4a16_gemm.triton_kernel import w4a16_gemm_kernel
 
@@ -43,32 +44,20 @@ WGMMA = Expect(has=("wgmma.f16", "cp.async"), lacks=("mma.f16",))
 
 
 def _case(row: Mapping[str, Any], form: str, group: int, zeros: bool, x: str) -> Case:
-    tiling, target = tiling_of(row), f"sm_{row['capability']}"
     # Fewer than 64 rows of the first operand stay with mma.sync.
-    first = tiling.tile_n if tiling.weights_first else tiling.tile_m
+    first = row["tile_n"] if row["weights_first"] else row["tile_m"]
     hopper = WGMMA if first >= 64 else AMPERE
-    return Case(
-        name=f"{target} {tiling.tile_m}x{tiling.tile_n} {form}{' zeros' if zeros else ''} {x}",
+    return product_case(
+        row,
+        f"{form}{' zeros' if zeros else ''} {x}",
         kernel=w4a16_gemm_kernel,
         signature={**SIGNATURE, "x": f"*{x}:16", "y": f"*{x}:16"},
-        constexprs={
-            "GROUP": group,
-            "ZEROS": zeros,
-            "BIAS": True,
-            "WEIGHTS_FIRST": tiling.weights_first,
-            "WHOLE_K": True,
-            # Few tokens make few tiles: their K is cut.
-            "PARTS": 2 if tiling.tile_m <= 32 else 1,
-            "BM": tiling.tile_m,
-            "BN": tiling.tile_n,
-            "BK": TILE_K,
-        },
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
-        # Ada runs Ampere's code; one form shows that it compiles there.
-        targets=(target, "sm_89") if target == "sm_80" and form == "row" else (target,),
+        constexprs={"GROUP": group, "ZEROS": zeros, "WEIGHTS_FIRST": row["weights_first"]},
         expect={"sm_80": AMPERE, "sm_89": AMPERE, "sm_90": hopper},
-        work=Work(read=tiling.tile_n * TILE_K // 2, products=tiling.tile_m * tiling.tile_n * TILE_K, bits=16),
+        weight_bits=4,
+        bits=16,
+        # Ada runs Ampere's code; one form shows that it compiles there.
+        more_targets=("sm_89",) if row["capability"] == 80 and form == "row" else (),
     )
 
 

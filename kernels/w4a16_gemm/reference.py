@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qtool.kernels.float_gemm import GroupScales, spread
+from qtool.kernels.float_gemm.reference import finished, scaled_sums
 from qtool.kernels.pack import HalvesInt4
 
 ZERO_POINT = 8  # of the canonical codes, taken off by HalvesInt4.values already
@@ -20,16 +21,7 @@ def w4a16_gemm(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """[M, N] of out_dtype; operands as the public function has checked them."""
-    values, wide = weight.values().to(torch.float32), x.to(torch.float32)
+    values = weight.values().to(torch.float32)
     if zero_point is not None:
         values = values + (ZERO_POINT - spread(zero_point.to(torch.float32), scales.size, weight.columns))
-    if scales.size:
-        sums = torch.zeros(x.shape[0], values.shape[0], device=x.device)
-        for group, factor in enumerate(scales.values.to(torch.float32).T):
-            columns = slice(group * scales.size, (group + 1) * scales.size)
-            sums += (wide[:, columns] @ values[:, columns].T) * factor
-    else:
-        sums = (wide @ values.T) * scales.values[:, 0].to(torch.float32)
-    if bias is not None:
-        sums = sums + bias.to(torch.float32)
-    return sums.to(out_dtype)
+    return finished(scaled_sums(x.to(torch.float32), values, scales), bias, out_dtype)

@@ -49,8 +49,6 @@ def w4a4_gemm(
         ValueError: when shapes or types do not fit.
         EnvironmentFault: when QTOOL_BACKEND asks for Triton where it cannot run.
     """
-    if zero_point is not None and x_sums is None:
-        x_sums = x_codes.values().sum(dim=1, dtype=torch.int32)
     operands = checked(
         x_codes,
         x_scale,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.kernels.dispatch import backend_for
-from qtool.kernels.float_gemm import Tiling, choose_tiling, e4m3_obstacle, group_scales
+from qtool.kernels.float_gemm import Tiling, check_matrix, check_product, choose_tiling, group_scales
 from qtool.kernels.pack import HalvesInt4
 from qtool.kernels.w4afp8_gemm import reference
 
@@ -29,7 +29,6 @@ __all__ = ["w4afp8_gemm"]
 
 OP = "w4afp8_gemm"
 CONFIGS = Path(__file__).parent / "configs.json"
-OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def w4afp8_gemm(
@@ -65,34 +64,22 @@ def w4afp8_gemm(
         UsageError: when shapes or types do not fit.
         EnvironmentFault: when QTOOL_BACKEND asks for Triton where it cannot run.
     """
-    _check(x_codes, x_scale, weight, bias, out_dtype)
+    check_matrix(f"{OP}: x_codes", x_codes, (torch.float8_e4m3fn,))
+    if weight.encoding != "sign_magnitude":
+        raise UsageError(f"{OP}: weight", f"{weight.encoding} nibbles", "pack it as sign_magnitude")
+    check_product(OP, x_codes, weight.packed.shape[0], weight.columns, bias, out_dtype)
     (m, k), n = x_codes.shape, weight.packed.shape[0]
+    if x_scale.dtype != torch.float32 or x_scale.shape not in ((m,), (m, 1)):
+        raise UsageError(f"{OP}: x_scale", f"{x_scale.dtype} {tuple(x_scale.shape)}", f"give float32 [{m}]")
     scales = group_scales(OP, w_scale, n, k, group_size)
     xs = x_scale.reshape(m)
     device = x_codes.device
     if not m or not n:
         return torch.empty(m, n, dtype=out_dtype, device=device)
-    if backend_for(device, OP, unsupported=e4m3_obstacle() or scales.obstacle()) == "reference":
+    if backend_for(device, OP, unsupported=scales.obstacle(), e4m3=True) == "reference":
         return reference.w4afp8_gemm(x_codes, xs, weight, scales, bias, out_dtype)
     from qtool.kernels.w4afp8_gemm.triton_kernel import launch
 
     form = "group" if scales.size else "row"
     tiling = tiling or choose_tiling(CONFIGS, form, device, m, n, k)
     return launch(x_codes, xs, weight, scales, bias, out_dtype, tiling, longest_sum)
-
-
-def _check(x: Tensor, x_scale: Tensor, weight: HalvesInt4, bias: Tensor | None, out_dtype: torch.dtype) -> None:
-    if x.dtype != torch.float8_e4m3fn or x.dim() != 2 or (x.stride(1) != 1 and x.shape[1] > 1):
-        found = f"{x.dtype} {tuple(x.shape)} with strides {x.stride()}"
-        raise UsageError(f"{OP}: x_codes", found, "give a float8_e4m3fn matrix contiguous along K")
-    if weight.encoding != "sign_magnitude":
-        raise UsageError(f"{OP}: weight", f"{weight.encoding} nibbles", "pack it as sign_magnitude")
-    if x.shape[1] != weight.columns or not weight.columns:
-        raise UsageError(OP, f"activations have {x.shape[1]} columns and weights {weight.columns}")
-    if x_scale.dtype != torch.float32 or x_scale.shape not in ((x.shape[0],), (x.shape[0], 1)):
-        found = f"{x_scale.dtype} {tuple(x_scale.shape)}"
-        raise UsageError(f"{OP}: x_scale", found, f"give float32 [{x.shape[0]}]")
-    if bias is not None and bias.shape != (weight.packed.shape[0],):
-        raise UsageError(f"{OP}: bias", f"shape {tuple(bias.shape)}, {weight.packed.shape[0]} rows of weights")
-    if out_dtype not in OUT_DTYPES:
-        raise UsageError(f"{OP}: out_dtype", f"{out_dtype}", "give bfloat16, float16 or float32")

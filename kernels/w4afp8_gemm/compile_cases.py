@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtool.kernels.compile_check.case import Case, Expect, Work
-from qtool.kernels.float_gemm import TILE_K, tiling_of, tiling_rows
+from qtool.kernels.compile_check.case import Case, Expect
+from qtool.kernels.float_gemm import tiling_rows
+from qtool.kernels.float_gemm.compile_case import product_case
 from qtool.kernels.w4afp8_gemm import CONFIGS
 from qtool.kernels.w4afp8_gemm.triton_kernel import w4afp8_gemm_kernel
 
@@ -40,28 +41,15 @@ EXPECT = {
 
 
 def _case(row: Mapping[str, Any], form: str) -> Case:
-    tiling, target = tiling_of(row), f"sm_{row['capability']}"
     group, two_sums = FORMS[form]
-    return Case(
-        name=f"{target} {tiling.tile_m}x{tiling.tile_n} {form}",
+    return product_case(
+        row,
+        form,
         kernel=w4afp8_gemm_kernel,
         signature=SIGNATURE,
-        constexprs={
-            "GROUP": group,
-            "BIAS": True,
-            "TWO_SUMS": two_sums,
-            "WHOLE_K": True,
-            # Few tokens make few tiles: their K is cut.
-            "PARTS": 2 if tiling.tile_m <= 32 else 1,
-            "BM": tiling.tile_m,
-            "BN": tiling.tile_n,
-            "BK": TILE_K,
-        },
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
-        targets=(target,),
+        constexprs={"GROUP": group, "TWO_SUMS": two_sums},
         expect=EXPECT,
-        work=Work(read=tiling.tile_n * TILE_K // 2, products=tiling.tile_m * tiling.tile_n * TILE_K),
+        weight_bits=4,
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qtool.kernels.float_gemm import GroupScales
+from qtool.kernels.float_gemm.reference import finished, scaled_sums
 from qtool.kernels.pack import HalvesInt4
 
 
@@ -19,14 +20,4 @@ def w4afp8_gemm(
 ) -> Tensor:
     """[M, N] of out_dtype; operands as the public function has checked them."""
     x, w = x_codes.to(torch.float32), weight.values().to(torch.float32)
-    if scales.size:
-        sums = torch.zeros(x.shape[0], w.shape[0], device=x.device)
-        for group, factor in enumerate(scales.values.to(torch.float32).T):
-            columns = slice(group * scales.size, (group + 1) * scales.size)
-            sums += (x[:, columns] @ w[:, columns].T) * factor
-    else:
-        sums = (x @ w.T) * scales.values[:, 0].to(torch.float32)
-    sums = sums * x_scale[:, None]
-    if bias is not None:
-        sums = sums + bias.to(torch.float32)
-    return sums.to(out_dtype)
+    return finished(scaled_sums(x, w, scales) * x_scale[:, None], bias, out_dtype)

@@ -13,9 +13,9 @@ import torch
 
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
+from qtool.quantize.artifacts.recipe import HEAD
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 
-HEAD = "lm_head"
 SMALLEST_SCALE = 2.0**-100
 
 

@@ -1,10 +1,13 @@
-"""Where a package keeps its graph: beside everything else for onnxruntime-genai, in `onnx/` for transformers.js."""
+"""Where a package keeps its graph: beside everything else for onnxruntime-genai, in `onnx/` for transformers.js.
+
+The graph that reads prompts, where there is one, lies beside it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, FILL_MODEL = "model.onnx", "fill.onnx"
 SUBFOLDER = "onnx"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from qtool.errors import UsageError
 from qtool.quantize.architectures import linear_names, tensor_shapes
@@ -94,7 +95,7 @@ def _with_activation(module: str, scheme: LayerScheme, activation: str | None) -
 
 
 def same_codes(folder: QuantizedFolder, checkpoint: QuantizedCheckpoint) -> str:
-    """The first linear whose scheme, codes, scales or zero points are not the same in both; "" where all are."""
+    """The first linear whose codes, zero points, scales or input scheme are not the same in both; "" where all are."""
     if set(folder.modules) != set(checkpoint.schemes):
         return min(set(folder.modules) ^ set(checkpoint.schemes))
     for module in folder.modules:
@@ -102,9 +103,13 @@ def same_codes(folder: QuantizedFolder, checkpoint: QuantizedCheckpoint) -> str:
         pairs = (
             (there.codes.view(torch.uint8), here.codes.view(torch.uint8)),
             (there.scale, here.scale),
-            *(() if there.zero_point is None or here.zero_point is None else ((there.zero_point, here.zero_point),)),
+            (there.zero_point, here.zero_point),
+            (there.input_scale, here.input_scale),
         )
-        alike = (there.zero_point is None) == (here.zero_point is None) and there.scheme.input == here.scheme.input
-        if not alike or not all(torch.equal(a, b) for a, b in pairs):
+        if there.scheme.input != here.scheme.input or not all(_same(a, b) for a, b in pairs):
             return module
     return ""
+
+
+def _same(there: Tensor | None, here: Tensor | None) -> bool:
+    return there is here if there is None or here is None else torch.equal(there, here)

@@ -49,7 +49,7 @@ _PARTS = (
     "input_zero_point",
 )  # fmt: skip
 _ELSEWHERE = ("kv_cache_scheme", "sparsity_config", "transform_config")
-_LINEAR = "Linear"
+_LINEAR, _PATTERN = "Linear", "re:"
 
 
 class CompressedWeights:
@@ -79,6 +79,8 @@ class CompressedWeights:
         for name, group in groups.items():
             self._schemes[name] = _scheme(f"{label}: {name}", group, settings.get("format"))
             self._targets += [(str(target), name) for target in group.get("targets", ())]
+        patterns = (target for target, _ in self._targets if target.startswith(_PATTERN))
+        self._patterns = {target: re.compile(target.removeprefix(_PATTERN)) for target in patterns}
 
     def parts(self, module: str, present: Set[str]) -> tuple[str, ...]:
         """See Dialect."""
@@ -104,9 +106,9 @@ class CompressedWeights:
 
     def _scheme_of(self, module: str) -> LayerScheme:
         """The group that names this linear, else the one whose pattern fits, else the one for all linears."""
-        targets = sorted(self._targets)
+        targets, patterns = sorted(self._targets), self._patterns
         fitting = [name for target, name in targets if target == module]
-        fitting += [name for target, name in targets if target.startswith("re:") and re.match(target[3:], module)]
+        fitting += [name for target, name in targets if target in patterns and patterns[target].match(module)]
         fitting += [name for target, name in targets if target == _LINEAR]
         if fitting:
             return self._schemes[fitting[0]]

@@ -25,7 +25,7 @@ _CODE_KEYS = (
     "_attn_implementation",
     "custom_pipelines",
 )
-_QUANTIZED_KEYS = ("quantization_config", "compression_config")
+QUANTIZED_KEYS = ("quantization_config", "compression_config")
 IMPORTED = ("gptq", "awq", "compressed-tensors")  # quant_method of folders whose codes `qtool import` keeps
 _WITHOUT_EFFECT = frozenset(
     {
@@ -75,7 +75,7 @@ def check_config(label: str, raw: Mapping[str, Any]) -> tuple[dict[str, Any], tu
 
 def _family(label: str, raw: Mapping[str, Any]) -> Architecture:
     known = ARCHITECTURES.get(str(raw.get("model_type")))
-    for key in _QUANTIZED_KEYS:
+    for key in QUANTIZED_KEYS:
         if raw.get(key) is not None:
             remedy = known.float_remedy if known else "give the original float model"
             if isinstance(raw[key], Mapping) and raw[key].get("quant_method") in IMPORTED:
@@ -119,7 +119,7 @@ def _notes(label: str, raw: Mapping[str, Any], row: Architecture, config: Mappin
         of = f"{sliding} of {config['num_hidden_layers']} blocks"
         notes.append(f"attention reaches back {config['sliding_window']} tokens in {of} (sliding_window, layer_types)")
     other_names = {name for size in row.settings if isinstance(size, Size) for name in size.other_names}
-    read = {*config, *other_names, row.period_key, *_WITHOUT_EFFECT, *_CODE_KEYS, *_QUANTIZED_KEYS, *_SWITCHES}
+    read = {*config, *other_names, row.period_key, *_WITHOUT_EFFECT, *_CODE_KEYS, *QUANTIZED_KEYS, *_SWITCHES}
     unknown = sorted(set(raw) - read)
     if unknown:
         shown = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from qtool.quantize.architectures import (
 )
 from qtool.quantize.inputs.awq_weights import AwqWeights
 from qtool.quantize.inputs.compressed_weights import CompressedWeights
-from qtool.quantize.inputs.config import check_config
+from qtool.quantize.inputs.config import QUANTIZED_KEYS, check_config
 from qtool.quantize.inputs.folder import (
     CONFIG,
     apply_tie,
@@ -93,14 +94,13 @@ def open_quantized_folder(path: Path) -> QuantizedFolder:
         raise UsageError(path, "is not a folder", "give a folder that GPTQ, AWQ or compressed-tensors wrote")
     folder = path.resolve()
     raw = read_json_member(folder, CONFIG)
-    method, settings = _settings(folder, raw)
-    config, notes = check_config(CONFIG, {key: value for key, value in raw.items() if key not in _QUANTIZED_KEYS})
+    label, method, settings = _settings(folder, raw)
+    config, notes = check_config(CONFIG, {key: value for key, value in raw.items() if key not in QUANTIZED_KEYS})
     row = architecture_of(config)
     require_quantizable(config)
     if expert_count(config):
         raise InputRefused(f"{folder}: {row.model_type}", "its experts' codes are not imported", REQUANTIZE)
-    label = f"{folder / CONFIG}: quantization_config"
-    dialect = DIALECTS[method](label, settings)
+    dialect = _dialect(label, method, settings)
     files, stored = read_tensors(folder, row.spine)
     packed = {module: dialect.parts(module, stored.keys()) for module in linear_names(config)}
     packed = {module: parts for module, parts in packed.items() if parts}
@@ -141,31 +141,35 @@ def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {module: (shape[0], shape[1]) for module, shape in found.items() if shape is not None}
 
 
-_QUANTIZED_KEYS = ("quantization_config", "compression_config")
-
-
-def _settings(folder: Path, raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The dialect's name, and its settings."""
-    for key in _QUANTIZED_KEYS:
+def _settings(folder: Path, raw: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """What messages call the settings, the dialect's name, and the settings."""
+    for key in QUANTIZED_KEYS:
         if isinstance(settings := raw.get(key), dict):
             method = str(settings.get("quant_method", "compressed-tensors" if "config_groups" in settings else ""))
             if method not in DIALECTS:
                 what = f"{folder / CONFIG}: quant_method {method!r:.40}"
                 raise InputRefused(what, "has codes that qtool cannot keep", nearest(method, DIALECTS))
-            return method, dict(settings)
+            return f"{folder / CONFIG}: {key}", method, dict(settings)
     for name, method in SETTINGS_FILES.items():
         if (folder / name).is_file():
-            return method, read_json_member(folder, name)
+            return str(folder / name), method, read_json_member(folder, name)
     why = f"is not a quantized model (no quantization_config in {CONFIG})"
     raise InputRefused(folder, why, "qtool quantize takes a float model")
+
+
+def _dialect(label: str, method: str, settings: Mapping[str, Any]) -> Dialect:
+    try:
+        return DIALECTS[method](label, settings)
+    except (AttributeError, KeyError, TypeError, re.error):  # a setting of another type than any tool writes
+        raise InputRefused(label, f"is not as {method} writes it", "download the model again") from None
 
 
 def _without_empty_biases(
     folder: Path,
     stored: Mapping[str, Placed],
     taken: set[str],
-    modules: Any,
-    wanted: Mapping[str, Any],
+    modules: Collection[str],
+    wanted: Collection[str],
 ) -> tuple[dict[str, Placed], tuple[str, ...]]:
     """The float tensors; biases of zeros that some tools write for linears without one are left out, and told."""
     floats = {name: placed for name, placed in stored.items() if name not in taken}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qtool.runtime.explain.graph import BITS, GraphView, attribute
+from qtool.runtime.explain.graph import BITS, GraphView, Node, attribute
 from qtool.runtime.explain.kernels import Kernel
 from qtool.runtime.explain.linears import Linear
 
@@ -129,7 +129,7 @@ def total_of(costs: Iterable[Cost]) -> Cost:
     return total
 
 
-def _query_width(view: GraphView, node: object) -> int:
+def _query_width(view: GraphView, node: Node) -> int:
     heads = attribute(node, "num_heads") or attribute(node, "q_num_heads")
     widths = [dims[3] for name, (_, dims) in view.inputs.items() if is_cache(name) and len(dims) == 4]
     known = [width for width in widths if isinstance(width, int)]

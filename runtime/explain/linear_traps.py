@@ -9,7 +9,7 @@ from qtool.runtime.explain.facts import Facts, warn
 from qtool.runtime.explain.graph import input_at
 from qtool.runtime.explain.kernels import FLOAT_PRODUCTS, rounded_input
 from qtool.runtime.explain.linears import find_linears, linear_name
-from qtool.runtime.explain.report import Trap
+from qtool.runtime.explain.report import LinearReport, Trap
 
 HALF = ("float16", "bfloat16")
 
@@ -52,7 +52,7 @@ def weights_converted(facts: Facts) -> Trap | None:
 
 def eight_bits_without_level_4(facts: Facts) -> Trap | None:
     """MatMulNBits of 8 bits with float activations."""
-    where = facts.where(lambda linear: "8 bits" in linear.kernel and "unpacked" in linear.kernel)
+    where = facts.where(lambda linear: "unpacked" in linear.kernel and _eight_bits_in_float(linear))
     return warn(
         "8-bit-without-level-4",
         "8-bit MatMulNBits without accuracy_level 4 takes 70 to 280 times as long at one token",
@@ -63,13 +63,17 @@ def eight_bits_without_level_4(facts: Facts) -> Trap | None:
 
 def unpacked(facts: Facts) -> Trap | None:
     """MatMulNBits that has no packed form: g_idx, or zero points that are no codes."""
-    where = facts.where(lambda linear: "8 bits" not in linear.kernel and "unpacked" in linear.kernel)
+    where = facts.where(lambda linear: "unpacked" in linear.kernel and not _eight_bits_in_float(linear))
     return warn(
         "g-idx-or-float-zero-points",
         "MatMulNBits with g_idx or float zero points unpacks the whole weight at every call",
         "quantize without act-order (or reorder the rows into the layer before) and with integer zero points",
         where,
     )
+
+
+def _eight_bits_in_float(linear: LinearReport) -> bool:
+    return "8 bits" in linear.kernel and "level 4" not in linear.kernel
 
 
 def signed_integers(facts: Facts) -> Trap | None:

@@ -53,7 +53,7 @@ class Linear:
 
     @property
     def weight_bytes(self) -> int:
-        """What a call reads of the file's tensors."""
+        """What a call reads of stored tensors."""
         return sum(part.size_bytes for part in self.parts)
 
     @property

@@ -21,7 +21,7 @@ class LinearReport:
         node: the node of the optimized graph.
         kernel, compute, activations: see `kernels.Kernel`.
         k, n: in_features, out_features.
-        weight_bytes: of the file's tensors (codes, scales, zero points, bias), read for every token.
+        weight_bytes: of the stored tensors that its node reads for every token: codes, scales, zero points, bias.
         decode_us, prefill_us: predicted, see `costs`.
         decode_share, prefill_share: predicted, of the whole step.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from qtool.runtime.native.step import Step
 
+LOGGER = logging.getLogger("qtool.runtime")
 WARM_UPS = 2
 
 
@@ -62,3 +64,14 @@ class DecodeGraph:
 
     def _step(self) -> Tensor:
         return self._compute(self._ids, Step.recorded(self._first))
+
+
+def replayed(graph: DecodeGraph, ids: Tensor, first: Sequence[int]) -> Tensor | None:
+    """A step by its graph, see DecodeGraph; None, and why in the log, when it cannot be recorded."""
+    try:
+        return graph(ids, torch.tensor(first, dtype=torch.int32))
+    except RuntimeError as error:
+        if graph.recorded:
+            raise
+        LOGGER.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+        return None

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 
 from qtool.kernels.dequantize_weight import widen_to_e4m3
-from qtool.kernels.pack import HalvesInt4, pack_int4
+from qtool.kernels.integer_gemm import second_level_scales
+from qtool.kernels.pack import Encoding, HalvesInt4, pack_int4
 from qtool.quantize.artifacts.granularity import PerTensor, PerToken, group_size_of
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.runtime.native.products import (
@@ -23,7 +23,6 @@ from qtool.runtime.native.products import (
     Product,
 )
 
-LARGEST_INTEGER_SCALE = 16
 LARGEST_SIDE = 128
 
 
@@ -111,9 +110,9 @@ def reads_sums(weight: QuantizedTensor) -> bool:
     return act is not None and act.format.kind == "int" and weight.zero_point is not None
 
 
-def _int4(weight: QuantizedTensor, *, integers: bool, encoding: str = "twos_complement") -> Int4Weight:
+def _int4(weight: QuantizedTensor, *, integers: bool, encoding: Encoding = "twos_complement") -> Int4Weight:
     columns = weight.codes.shape[1]
-    halves = HalvesInt4.from_canonical(pack_int4(weight.codes), columns, encoding)  # type: ignore[arg-type]
+    halves = HalvesInt4.from_canonical(pack_int4(weight.codes), columns, encoding)
     zeros = weight.zero_point
     group = group_size_of(weight.scheme.weight.granularity) or 0
     if weight.scale.shape[1] == 1:
@@ -121,22 +120,13 @@ def _int4(weight: QuantizedTensor, *, integers: bool, encoding: str = "twos_comp
         return Int4Weight(
             halves=halves, scale=weight.scale[:, 0].contiguous(), integers=None, zero_point=zero_row, group=0
         )
-    if integers and zeros is None and (found := _second_level(weight.scale)) is not None:
+    if integers and zeros is None and (found := second_level_scales(weight.scale)) is not None:
         return Int4Weight(halves=halves, scale=found[0], integers=found[1], zero_point=None, group=group)
     half = weight.scale.to(torch.float16)
     scale = half if torch.equal(half.to(torch.float32), weight.scale) else weight.scale
     return Int4Weight(
         halves=halves, scale=scale.T.contiguous().T, integers=None, zero_point=zeros, group=group
     )
-
-
-def _second_level(scale: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Group scales [N, G] as a float a row times integers up to 16, None unless that is exact."""
-    unit = scale.amin(dim=1)
-    integers = torch.round(scale / unit[:, None])
-    if float(integers.max()) > LARGEST_INTEGER_SCALE or not torch.equal(integers * unit[:, None], scale):
-        return None
-    return unit, integers.to(torch.uint8)
 
 
 def _one_scale_a_row(weight: QuantizedTensor) -> None:

@@ -24,8 +24,8 @@ from qtool.runtime.native.readers import Readers
 from qtool.runtime.native.step import Step
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-# Those whose cosines and sines are a function of the position alone.
 REMEDY = "use --runtime reference"
+# Those whose cosines and sines are a function of the position alone.
 ROTARY = ("default", "linear", "llama3", "yarn")
 
 

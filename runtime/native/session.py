@@ -14,7 +14,7 @@ from qtool.errors import EnvironmentFault, UsageError
 from qtool.kernels.dispatch import backend_for
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 from qtool.runtime.native.cache import LayerCache
-from qtool.runtime.native.graphs import DecodeGraph
+from qtool.runtime.native.graphs import DecodeGraph, replayed
 from qtool.runtime.native.model import NativeModel
 from qtool.runtime.native.step import Step
 from qtool.runtime.session import IntArray, check_tokens
@@ -53,10 +53,7 @@ class NativeSession:
         self._batch = 0
         self._model: NativeModel | None = NativeModel(source, where, dtype or FLOATS[where.type], max_length)
         self._graphs = where.type == "cuda" and self._model.recordable and graphs
-        self._description = describe(self._model)
-        LOGGER.info("%s", self._description)
-        for reason, count in sorted(self._model.dequantized().items()):
-            LOGGER.warning("%d linears run dequantized in float32: %s", count, reason)
+        self._description = announce(self._model)
         self.reset()
 
     @property
@@ -147,14 +144,10 @@ class NativeSession:
         self._graph = self._graph or DecodeGraph(
             lambda tokens, step: model.logits(tokens, step, caches), len(ids), model.device
         )
-        try:
-            return self._graph(ids, torch.tensor(first, dtype=torch.int32))
-        except RuntimeError as error:
-            if self._graph.recorded:
-                raise
-            LOGGER.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+        found = replayed(self._graph, ids, first)
+        if found is None:
             self._graphs, self._graph = False, None
-            return None
+        return found
 
     def _advance(self, batch: int, counts: list[int]) -> list[int]:
         """Make room for so many tokens of each sequence, and count them; returns the positions of the first ones."""
@@ -198,14 +191,18 @@ def native_device(name: str) -> torch.device:
     return device
 
 
-def describe(model: NativeModel) -> str:
-    """What runs, on one line."""
+def announce(model: NativeModel) -> str:
+    """Log what runs, and as a warning what runs dequantized; returns the first on one line."""
     operations = ", ".join(f"{count} {op}" for op, count in sorted(model.operations().items()))
     cache = "float" if model.kv is None else str(model.kv)
     floats = str(model.dtype).removeprefix("torch.")
     what = {"reference": "references", "triton": "Triton kernels"}[backend_for(model.device, "quantize_activation")]
     reasons = "".join(f"; {count} dequantized: {reason}" for reason, count in sorted(model.dequantized().items()))
-    return f"native runtime on {model.device} ({what}), {floats}, cache {cache}: {operations}{reasons}"
+    line = f"native runtime on {model.device} ({what}), {floats}, cache {cache}: {operations}{reasons}"
+    LOGGER.info("%s", line)
+    for reason, count in sorted(model.dequantized().items()):
+        LOGGER.warning("%d linears run dequantized in float32: %s", count, reason)
+    return line
 
 
 def _numpy(logits: Tensor) -> FloatArray:

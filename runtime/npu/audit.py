@@ -53,8 +53,8 @@ class TensorAudit:
         kind: one of KINDS.
         low, high: what the codes can say.
         seen_low, seen_high: what came.
-        late: largest magnitude at positions beyond the calibrated length, over the largest before; None when no text
-            was that long.
+        early_amax, late_amax: largest magnitude in the chunks within the calibrated length, and in those beyond it;
+            None when no text was that long.
         values, saturated: how many came, and how many lie more than BEYOND steps outside.
     """
 
@@ -225,8 +225,7 @@ def _watching(model: onnx.ModelProto, folder: Path, names: list[str], threads: i
     for name in names:
         if name not in present:
             watching.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    path = folder / PREFILL_FILE
-    return load_graph(watching.SerializeToString(), threads=threads, folder=path.parent)
+    return load_graph(watching.SerializeToString(), threads=threads, folder=folder)
 
 
 def _calibrated_length(folder: Path) -> int:

@@ -7,7 +7,6 @@ between the file's quantizers. A device rounds its sums otherwise, within one co
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +27,7 @@ from qtool.quantize.artifacts.static_graphs import (
     run_static,
 )
 from qtool.quantize.artifacts.weights import FloatArray
+from qtool.runtime.ort.bound_graph import load_session
 from qtool.runtime.ort.session import session_options
 from qtool.runtime.session import IntArray, check_tokens
 
@@ -170,28 +170,19 @@ def open_cache(folder: Path, shapes: StaticShapes, session: Any) -> StaticCache:
     return cache
 
 
-def load_graph(path: Path | bytes, *, threads: int | None, folder: Path | None = None) -> Any:
+def load_graph(graph: Path | bytes, *, threads: int | None, folder: Path | None = None) -> Any:
     """An ONNX Runtime session that computes exactly what the file's Q and DQ say.
 
     Args:
-        path: of the graph, or the graph's own bytes.
+        graph: its file, or its bytes.
         threads: intra-op threads.
         folder: where the weights of a graph in bytes lie.
 
     Raises:
-        InputRefused: when the runtime cannot load it.
+        UsageError, InputRefused: see `load_session`.
     """
     options = session_options(threads)
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    given = path if isinstance(path, bytes) else str(path)
-    try:
-        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's exceptions share no base class
-        reason = str(error).splitlines()[0][:200]
-        name = "the graph" if isinstance(path, bytes) else path
-        raise InputRefused(name, f"ONNX Runtime cannot load it ({reason})", "export the package again") from error
-
-
-__all__: Sequence[str] = ("NpuSession", "load_graph", "open_cache", "read_prefix", "read_shapes")
+    return load_session(graph, options)

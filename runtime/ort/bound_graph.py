@@ -31,20 +31,21 @@ CACHE_TYPES: dict[str, type[np.generic]] = {
 Cache = Mapping[str, npt.NDArray[Any]]
 
 
-def load_session(path: Path, options: Any) -> Any:
-    """An ONNX Runtime session.
+def load_session(graph: Path | bytes, options: Any) -> Any:
+    """An ONNX Runtime session of a graph's file, or of its bytes.
 
     Raises:
         UsageError: when there is no such file.
         InputRefused: when ONNX Runtime cannot load it.
     """
-    if not path.is_file():
-        raise UsageError(path, "does not exist", "give a package that qtool export wrote")
+    if isinstance(graph, Path) and not graph.is_file():
+        raise UsageError(graph, "does not exist", "give a package that qtool export wrote")
+    given, name = (str(graph), graph) if isinstance(graph, Path) else (graph, "the graph")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no base class
         reason = str(error).splitlines()[0][:200]
-        raise InputRefused(path, f"ONNX Runtime cannot load it ({reason})", "export the package again") from error
+        raise InputRefused(name, f"ONNX Runtime cannot load it ({reason})", "export the package again") from error
 
 
 class BoundGraph:

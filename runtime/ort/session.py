@@ -22,13 +22,12 @@ import numpy as np
 import onnxruntime as ort
 
 from qtool.errors import InputRefused, UsageError
-from qtool.quantize.artifacts.package_files import model_path
+from qtool.quantize.artifacts.package_files import FILL_MODEL, model_path
 from qtool.quantize.artifacts.weights import FloatArray
 from qtool.runtime.ort.bound_graph import BoundGraph
 from qtool.runtime.ort.cache_copies import CacheCopies
 from qtool.runtime.session import IntArray, check_tokens
 
-MODEL, FILL_MODEL = "model.onnx", "fill.onnx"
 GENAI_CONFIG, CONFIG = "genai_config.json", "config.json"
 DEFAULT_MAX_LENGTH = 4096
 # Below, one run of the model itself costs no more than the fill and the step behind it.
@@ -121,8 +120,8 @@ class OrtSession:
     def prefill(self, tokens: IntArray) -> FloatArray:
         """See Session; B is 1. Later calls continue, so a long prompt may come in chunks.
 
-        Where the package has a graph for prompts, row t is what the package answers to a prompt that ends there: the
-        model's step on token t behind a cache that was filled. That takes a step a row.
+        Where the package has a graph for prompts, row t is what the package answers to a prompt of more than FILL_ABOVE
+        tokens that ends there: the model's step on token t behind a cache that was filled. That takes a step a row.
         """
         ids = self._prompt(tokens)
         if self._fill is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from qtool.errors import UsageError
 from qtool.kernels.runtime_smooth import Requests
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
-from qtool.runtime.native.graphs import DecodeGraph
+from qtool.runtime.native.graphs import DecodeGraph, replayed
 from qtool.runtime.native.model import NativeModel
-from qtool.runtime.native.session import describe
+from qtool.runtime.native.session import announce
 from qtool.runtime.native.step import Step
 from qtool.runtime.pretrained.padding import token_counts
 from qtool.runtime.pretrained.sequences import Memory, MemoryPool, NativeCache
-
-LOGGER = logging.getLogger("qtool.runtime")
 
 
 class Loaded:
@@ -44,7 +41,7 @@ class Loaded:
         self.native = NativeModel(self._checkpoint, device, dtype, self._max_length)
         self.memory = MemoryPool(self.native)
         self.graphs = device.type == "cuda" and self.native.recordable
-        LOGGER.info("%s", describe(self.native))
+        announce(self.native)
 
     def decoded(self, ids: Tensor, first: list[int], memory: Memory) -> Tensor | None:
         """One token of every sequence by a CUDA graph, to [B, d]; None where there are none."""
@@ -56,14 +53,11 @@ class Loaded:
             return native.hidden(native.embedded(tokens), step, layers)
 
         memory.graph = memory.graph or DecodeGraph(compute, len(ids), native.device)
-        try:
-            return memory.graph(ids, torch.tensor(first, dtype=torch.int32)).clone()
-        except RuntimeError as error:
-            if memory.graph.recorded:
-                raise
-            LOGGER.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+        found = replayed(memory.graph, ids, first)
+        if found is None:
             self.graphs, memory.graph = False, None
             return None
+        return found.clone()
 
 
 class NativeDecoder(nn.Module):

@@ -16,7 +16,7 @@ from qtool.runtime.session import IntArray, check_tokens
 
 
 class FilledReference:
-    """`Session`, one sequence, prompts only: row t answers a prompt that ends at token t.
+    """`Session`, one sequence: row t of a prefill answers a prompt that ends at token t.
 
     Args:
         checkpoint: takes the steps; its weights on an 8-bit grid fill the cache.
@@ -51,19 +51,20 @@ class FilledReference:
         return other
 
     def prefill(self, tokens: IntArray) -> FloatArray:
-        """Logits [1, T, V] for a whole prompt [1, T]; each call begins anew."""
+        """See Session. What follows sees the steps' own entry of the last token, and the filled ones of the others."""
         check_tokens(tokens, dims=2, vocab_size=self.vocab_size)
-        self.reset()
+        before = self._step.cache.get_seq_length()
+        self._fill.cache = _copied(self._step.cache, before, self._fill.new_cache())
         self._fill.prefill(tokens)
         rows = []
         for row in range(tokens.shape[1]):
-            self._step.cache = self._filled(row)
+            self._step.cache = _copied(self._fill.cache, before + row, self._step.new_cache())
             rows.append(self._step.decode(tokens[:, row]))
         return np.stack(rows, axis=1)
 
     def decode(self, tokens: IntArray) -> FloatArray:
-        """Not what this session is for."""
-        raise NotImplementedError
+        """See Session."""
+        return self._step.decode(tokens)
 
     def reset(self) -> None:
         """See Session."""
@@ -81,8 +82,9 @@ class FilledReference:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _filled(self, count: int) -> DynamicCache:
-        cache = self._step.new_cache()
-        for index, layer in enumerate(self._fill.cache.layers if count else ()):
-            cache.update(layer.keys[:, :, :count].clone(), layer.values[:, :, :count].clone(), index)
-        return cache
+
+def _copied(cache: DynamicCache, count: int, into: DynamicCache) -> DynamicCache:
+    """An empty cache with the first `count` positions of another."""
+    for index, layer in enumerate(cache.layers if count else ()):
+        into.update(layer.keys[:, :, :count].clone(), layer.values[:, :, :count].clone(), index)
+    return into

@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.int8_weights import Int8Weights
+from qtool.quantize.artifacts.package_files import FILL_MODEL
 from qtool.runtime.evaluate import Progress, evaluate_together
-from qtool.runtime.ort.session import FILL_MODEL
 from qtool.runtime.reference.filled import FilledReference
 from qtool.runtime.session import IntArray
 from qtool.runtime.verification.node_model import PackageGraph
@@ -56,7 +56,7 @@ def make_prompt_probes(
         checkpoint: what it was made from.
         nodes: the graph's nodes by PREFIX + name, from the package's details.
         tokens: what the whole model is compared on, [B, T].
-        threads: of ONNX Runtime.
+        threads: of ONNX Runtime and of scoring.
         progress: (done, total, text).
         new_cache: of the reference, see ReferenceSession.
     """
@@ -67,7 +67,7 @@ def make_prompt_probes(
     prompt = prompt_tokens(tokens)
     with FilledReference(checkpoint, new_cache=new_cache) as reference:
         noisy = [reference.perturbed(seed) for seed in NOISE_SEEDS]
-        runs = evaluate_together(noisy, prompt, reference=reference, progress=progress)
+        runs = evaluate_together(noisy, prompt, reference=reference, threads=threads, progress=progress)
     assert runs[0].reference_losses is not None
     floor = NoiseFloor.of(runs, sequences=1, positions=prompt.shape[1] - 1)
     return PromptProbes(nodes=probes, online=around, losses=runs[0].reference_losses, floor=floor)

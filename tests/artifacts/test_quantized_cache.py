@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from qtool.errors import UsageError
-from qtool.kernels.quantize_kv import pack_kv, quantize_kv_fp8, quantize_kv_int
+from qtool.kernels.quantize_kv import KVFormat
+from qtool.kernels.quantize_kv.cache_reference import quantize_heads, to_bytes
 from qtool.quantize.artifacts import quantized_cache
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.network import load_network, replace_module
@@ -210,14 +211,10 @@ def test_bytes_per_token_are_what_the_codes_take(tiny_model: Make, options: dict
     scheme = CacheScheme(**options)
     total = 0
     for codes in (scheme.key_codes, scheme.value_codes):
-        x = torch.randn(1, 2, 1, 64 // (codes.group_size or 64), codes.group_size or 64)  # one token, two heads
-        if codes.format == "fp8_e4m3":
-            stored = quantize_kv_fp8(x)
-            packed = stored.codes.view(torch.uint8)
-        else:
-            stored = quantize_kv_int(x, bits=codes.bits, symmetric=codes.symmetric)
-            packed = pack_kv(stored.codes, bits=codes.bits)
-        parts = [packed, stored.scale, *([] if stored.offset is None else [stored.offset])]
+        x = torch.randn(1, 2, 1, 64)  # one token, two heads
+        fmt = KVFormat(format=codes.format, symmetric=codes.symmetric, group_size=codes.group_size)
+        stored = quantize_heads(x, fmt)
+        parts = [to_bytes(stored.codes, fmt), stored.scale, *([] if stored.offset is None else [stored.offset])]
         total += 2 * sum(t.numel() * t.element_size() for t in parts)  # two layers
     assert scheme.token_bytes(config) == total
     assert scheme.describe(config) == f"{name}: {total} bytes per token with scales, 16-bit floats 1,024"

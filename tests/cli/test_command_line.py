@@ -122,6 +122,7 @@ def test_an_interrupt_leaves_nothing_behind(number: int, code: int, tmp_path: Pa
     [
         ("PermissionError(13, 'Permission denied', 'there')", 4, "there: Permission denied"),
         ("OSError(28, 'No space left on device')", 4, "No space left on device"),
+        ("__import__('torch').OutOfMemoryError('CUDA out of memory')", 4, "GPU memory: CUDA out of memory; use fewer"),
         ("KeyError('x')", 1, "internal error: KeyError"),
     ],
 )

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 from qtool.errors import GateFailed, UsageError
 
@@ -60,6 +62,12 @@ def test_compressed_tensors_there_and_back(made: tuple[Path, Path], tmp_path: Pa
     qtool("import_checkpoint", tmp_path / "hf", "-o", tmp_path / "back")
     ours, theirs = all_tensors(checkpoint), all_tensors(tmp_path / "back")
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    tokens = torch.arange(5, 17)[None]
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
+        for folder in (checkpoint, tmp_path / "back")
+    )
+    assert torch.equal(first, second)
 
 
 def test_folder_that_is_not_what_the_checkpoint_holds_is_never_written(

@@ -41,6 +41,8 @@ def test_the_export_is_verified_and_says_what_it_did(exported):
         "prefill.onnx", "decode.onnx", "npu.data", "npu.json", "ranges.json", "answers.safetensors", "tokenizer.json",
     }
     assert not (package / "calibration").exists()
+    card = (package / "README.md").read_text()
+    assert ", quantized, for the QNN" in card and "| linears in W8 per channel, rounded at export | 15 |" in card
 
 
 def test_evaluate_scores_the_simulated_package(exported):
@@ -57,6 +59,7 @@ def test_evaluate_scores_the_simulated_package(exported):
 
 def test_verify_and_check_take_the_package(exported, tmp_path):
     _, package, _ = exported
+    assert "prefill of 8 tokens, decode of 1, 64 slots" in run("inspect", package)
     verified = json.loads(run("verify", package, "--threads", 1, "--json"))
     assert verified["passed"] and {check["name"] for check in verified["checks"]} == {"rules", "answers", "decode"}
     gate = [package, "--baseline", tmp_path / "baseline.json", "--sequences", 8, "--length", 64, "--threads", 1]
@@ -100,9 +103,9 @@ def test_audit_prints_every_kind_and_fails_on_saturation(exported):
         assert kind in printed
     told = json.loads(run("audit", *common, "--max-saturation", 1, "--json"))
     assert told["calibrated_length"] == 64 and len(told["tensors"]) > 50
-    if told["worst"]["share"] > 0:
-        with pytest.raises(GateFailed, match="lie outside"):
-            run("audit", *common, "--max-saturation", 0)
+    assert told["worst"]["share"] > 0
+    with pytest.raises(GateFailed, match="lie outside"):
+        run("audit", *common, "--max-saturation", 0)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_a_plan_is_an_artifact_whose_recipe_repeats_it(
     kept = [step for step in answer["steps"] if step["kept"]]
     assert kept[0]["name"] == "as asked" and kept[-1]["kl_nats"] <= kept[0]["kl_nats"]
     assert yaml.safe_load((tmp_path / "plan" / "recipe.yaml").read_text()) == answer["recipe"]
+    code, shown, _ = run("inspect", tmp_path / "plan")
+    assert code == 0 and "as asked" in shown and "what sites got" in shown
     for name in ("first", "second"):
         given = ("--recipe", tmp_path / "plan" / "recipe.yaml", "--threads", "1")
         assert run("quantize", model, "-o", tmp_path / name, *given, *TEXT)[0] == 0

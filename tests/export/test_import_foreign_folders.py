@@ -358,6 +358,38 @@ def test_compressed_tensors_with_more_than_codes_is_refused(change, words_, fore
         qtool_import(folder, tmp_path / "checkpoint")
 
 
+GROUP_0 = compressed_config(4, True, "pack-quantized")["config_groups"]["group_0"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": {"num_bits": [4], "type": "int", "strategy": "group", "group_size": GROUP}},
+        {"weights": {"num_bits": 4, "type": "int", "strategy": "group"}},
+        {"targets": 7},
+        {"targets": ["re:("]},
+    ],
+)
+def test_settings_of_another_type_than_any_tool_writes_are_refused(change, foreign, tmp_path) -> None:
+    settings = {**compressed_config(4, True, "pack-quantized"), "config_groups": {"group_0": {**GROUP_0, **change}}}
+    folder, _, _ = foreign(packed, settings)
+    with pytest.raises(InputRefused, match="quantization_config: is not as compressed-tensors writes it"):
+        qtool_import(folder, tmp_path / "checkpoint")
+
+
+def test_settings_of_another_file_are_blamed_there(foreign, tmp_path) -> None:
+    folder, _, _ = foreign(gptq, {**GPTQ, "bits": 3}, file="quantize_config.json")
+    with pytest.raises(InputRefused, match=r"quantize_config\.json: bits 3: are neither"):
+        qtool_import(folder, tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("change", [{"bits": [4]}, {"checkpoint_format": ["gptq"]}, {"dynamic": 1}])
+def test_gptq_settings_of_another_type_are_refused(change, foreign, tmp_path) -> None:
+    folder, _, _ = foreign(gptq, {**GPTQ, **change})
+    with pytest.raises(InputRefused, match="quantization_config: is not as gptq writes it"):
+        qtool_import(folder, tmp_path / "checkpoint")
+
+
 def test_compressed_group_order_is_refused(foreign, tmp_path) -> None:
     def pack(truth, **options):
         columns = truth.codes.shape[1]

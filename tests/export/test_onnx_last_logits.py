@@ -51,7 +51,7 @@ def test_session_scores_all_and_answers_the_last(package, ids):
         again = session.prefill(ids[1:, :3])  # after a step, all rows again
         session.reset()
         whole = session.prefill(np.concatenate([ids[:1], ids[:1, :1], ids[1:, :3]], axis=1))
-        np.testing.assert_allclose(np.concatenate([step, again[0]]), whole[0, 24:], atol=0.3)
+        np.testing.assert_allclose(np.concatenate([step, again[0]]), whole[0, 24:], atol=0.05)  # a code that flips
         assert (np.concatenate([step, again[0]]).argmax(-1) == whole[0, 24:].argmax(-1)).mean() >= 0.75
 
 

@@ -43,14 +43,16 @@ def test_few_tiles_share_their_k_among_blocks_and_none_is_left_empty(
     assert -(-k_tiles // tiling.split_k) * (tiling.split_k - 1) < k_tiles
 
 
-def test_second_level_scales_are_the_nearest_and_exact_where_they_can_be() -> None:
-    integers = torch.tensor([[16, 1, 7], [16, 16, 16]], dtype=torch.uint8)
-    rows = torch.tensor([0.5, 2.0])
-    found_rows, found = second_level_scales((integers * rows[:, None]).half())
-    assert torch.equal(found, integers) and torch.equal(found_rows, rows)
-    unit, tiny = second_level_scales(torch.tensor([[1.0, 0.0], [0.0, 0.0], [float("nan"), 1.0]]))
-    assert tiny[0].tolist() == [16, 1] and ((tiny >= 1) & (tiny <= 16)).all()
-    assert unit[1] == 0 and unit[2].isnan()
+def test_second_level_scales_are_exact() -> None:
+    integers = torch.tensor([[16, 1, 7], [1, 1, 1]], dtype=torch.uint8)
+    rows = torch.tensor([0.5, 0.3])
+    found = second_level_scales(integers * rows[:, None])
+    assert found is not None and torch.equal(found[0], rows) and torch.equal(found[1], integers)
+
+
+@pytest.mark.parametrize("row", [[1.0, 17.0], [1.0, 1.5], [1.0, 0.0], [0.0, 0.0], [1.0, torch.nan], [1.0, torch.inf]])
+def test_other_scales_are_left_as_floats(row: list[float]) -> None:
+    assert second_level_scales(torch.tensor([[1.0, 2.0], row])) is None
 
 
 def test_an_exact_product_is_exact_beyond_24_bits() -> None:
@@ -58,6 +60,17 @@ def test_an_exact_product_is_exact_beyond_24_bits() -> None:
     x, w = torch.randint(-128, 128, (3, 5000)), torch.randint(-240, 241, (4, 5000))
     x[0], w[0] = -128, -240
     assert torch.equal(exact_product(x.to(torch.int8), w.to(torch.int16)), x @ w.T)
+
+
+def test_sums_of_codes_are_found_where_they_are_read() -> None:
+    torch.manual_seed(0)
+    x, one = torch.randint(-8, 8, (3, 200), dtype=torch.int8), torch.ones(1)
+    w = HalvesInt4.from_canonical(pack_int4(torch.zeros((5, 200), dtype=torch.uint8)), 200)
+    for codes in (x, HalvesInt4.from_canonical(pack_int4((x + 8).to(torch.uint8)), 200)):
+        found = checked(codes, one, w, one, bias=None, zero_point=torch.zeros(5, dtype=torch.uint8)).x_sums
+        assert found is not None and torch.equal(found, x.sum(dim=1, dtype=torch.int32))
+        zero = torch.zeros((5, 4), dtype=torch.uint8)
+        assert checked(codes, one, w, one, bias=None, zero_point=zero, w_group_size=64).x_sums is None
 
 
 def test_operands_know_what_changes_along_k() -> None:
@@ -71,7 +84,7 @@ def test_operands_know_what_changes_along_k() -> None:
     zero = torch.zeros((5, 4), dtype=torch.uint8)
     assert checked(x, one, w, one, bias=None, zero_point=zero, w_group_size=64).form == "integer"
     with pytest.raises(ValueError, match="x_sums"):
-        checked(x, one, w, one, bias=None, zero_point=zero[:, 0])
+        checked(x, one, w, one, bias=None, zero_point=zero[:, 0], x_sums=torch.zeros(4, dtype=torch.int32))
     long = torch.zeros((1, 131072), dtype=torch.int8)
     assert "131072 columns" in checked(long, one, long, one, bias=None).unsupported
     assert "96 columns" in checked(x, one, w, torch.ones(5, 3), bias=None, w_group_size=96).unsupported

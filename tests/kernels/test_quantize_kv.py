@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtool.kernels.quantize_kv import KVCodes, dequantize_kv, pack_kv, quantize_kv_fp8, quantize_kv_int, unpack_kv
+from qtool.kernels.quantize_kv import KVCodes, KVFormat, dequantize_kv, quantize_kv_fp8, quantize_kv_int
+from qtool.kernels.quantize_kv.cache_reference import from_bytes, quantize_heads, to_bytes
 
 KINDS = [("int", 4, True), ("int", 4, False), ("int", 8, True), ("int", 8, False), ("fp8", 8, True)]
 
@@ -98,12 +99,17 @@ def test_a_token_and_head_is_stored_alike_whatever_is_beside_it(kind: str, bits:
     assert torch.equal(whole.scale[2, 1, 5:6], alone.scale)
 
 
-@pytest.mark.parametrize("head_dim", [1, 7, 64])
-def test_packed_bytes_come_back(head_dim: int) -> None:
+@pytest.mark.parametrize("head_dim", [2, 6, 64])
+@pytest.mark.parametrize("fmt", [KVFormat(format="int4", symmetric=False), KVFormat(format="int8", symmetric=False)])
+def test_stored_bytes_come_back(fmt: KVFormat, head_dim: int) -> None:
     x = torch.randn(2, 3, 5, head_dim, generator=torch.Generator().manual_seed(5))
-    for bits in (4, 8):
-        codes = quantize_kv_int(x, bits=bits, symmetric=False).codes
-        packed = pack_kv(codes, bits=bits)
-        assert packed.dtype == torch.uint8 and packed.shape == (2, 3, 5, -(-head_dim * bits // 8))
-        assert torch.equal(unpack_kv(packed, bits=bits, head_dim=head_dim), codes)
-    assert pack_kv(torch.tensor([[3, 12, 1]], dtype=torch.uint8), bits=4).tolist() == [[3 + 16 * 12, 1]]
+    codes = quantize_heads(x, fmt).codes
+    stored = to_bytes(codes, fmt)
+    assert stored.dtype == torch.uint8 and stored.shape == (2, 3, 5, head_dim * fmt.bits // 8)
+    assert torch.equal(from_bytes(stored, fmt), codes.flatten(-2))
+
+
+def test_a_byte_holds_a_channel_of_each_half_of_the_head() -> None:
+    codes = torch.tensor([[3, 12, 8, 7]], dtype=torch.uint8)
+    assert to_bytes(codes, KVFormat(format="int4")).tolist() == [0x0B, 0xF4]  # −5 and 0, 4 and −1
+    assert to_bytes(codes, KVFormat(format="int8")).tolist() == [0x83, 0x8C, 0x88, 0x87]

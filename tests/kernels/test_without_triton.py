@@ -11,7 +11,7 @@ sys.modules["triton"] = None
 from importlib import import_module
 from pathlib import Path
 import qtool.kernels
-needs_triton = {"language"}  # imported by triton_kernel.py only
+needs_triton = {"language"}  # imported by modules of jit functions only
 for path in sorted(Path(qtool.kernels.__file__).parent.glob("*/__init__.py")):
     if path.parent.name not in needs_triton:
         import_module(f"qtool.kernels.{path.parent.name}")

@@ -19,6 +19,7 @@ from qtool.quantize.export.onnx.package import export_package
 from qtool.runtime import verify as verify_module
 from qtool.runtime.ort import OrtSession
 from qtool.runtime.ort import session as session_module
+from qtool.runtime.reference import ReferenceSession
 from qtool.runtime.reference.filled import FilledReference
 from qtool.runtime.session import last_logits
 from qtool.runtime.verify import verify_export, verify_package
@@ -78,12 +79,22 @@ def test_every_row_scored_is_what_a_prompt_that_ends_there_is_answered(made: Mad
 
 
 def test_the_session_equals_the_reference(made: Made, tokens: np.ndarray) -> None:
-    row = tokens[:1, :24]
+    def answers(session: Any) -> np.ndarray:
+        """Of a prompt, two steps, and more of the prompt."""
+        found = [session.prefill(tokens[:1, :24])]
+        found += [session.decode(tokens[:1, t])[:, None].copy() for t in (24, 25)]
+        return np.concatenate([*found, session.prefill(tokens[:1, 26:36])], axis=1)
+
     with FilledReference(made[1]) as reference, OrtSession(made[0], threads=1, max_length=64) as session:
-        wanted, got = reference.prefill(row), session.prefill(row)
-        other = reference.perturbed(1).prefill(row)
+        wanted, got = answers(reference), answers(session)
+        other = answers(reference.perturbed(1))
+    with ReferenceSession(made[1]) as unfilled:
+        plain = answers(unfilled)
     scale = np.abs(wanted).max()
-    assert np.median(np.abs(got - wanted)) <= max(3 * np.median(np.abs(other - wanted)), 1e-4 * scale)
+    for part in (slice(24), slice(24, 26), slice(26, None)):
+        floor = np.median(np.abs(other - wanted)[:, part])
+        assert np.median(np.abs(got - wanted)[:, part]) <= max(3 * floor, 1e-4 * scale)
+        assert np.median(np.abs(plain - wanted)[:, part]) > 1e-3 * scale
 
 
 def test_short_prompts_do_not_pay_for_two_graphs(

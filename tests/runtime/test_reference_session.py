@@ -11,7 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qtool.errors import UsageError
+from qtool.runtime import session as session_module
 from qtool.runtime.reference import ReferenceSession, load_reference
+from qtool.runtime.session import last_logits
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True)])
@@ -33,6 +35,19 @@ def test_prefill_in_chunks_and_decode_continue(make_checkpoint: Callable[..., An
         parts = [session.prefill(tokens[:, :10]), session.prefill(tokens[:, 10:40])]
         parts += [session.decode(tokens[:, t])[:, None] for t in range(40, tokens.shape[1])]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=2e-4)
+
+
+def test_only_chunks_of_a_long_prompt_have_logits(
+    make_source: Callable[..., Any], tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "PREFILL_CHUNK", 20)
+    with ReferenceSession(make_source()) as session:
+        last = session.prefill(tokens)[:, -1]
+        session.reset()
+        prefill, sizes = session.prefill, list[int]()
+        monkeypatch.setattr(session, "prefill", lambda part: sizes.append(part.shape[1]) or prefill(part))
+        np.testing.assert_allclose(last_logits(session, tokens), last, rtol=0, atol=2e-4)
+    assert sizes == [20, 20, 8]
 
 
 @pytest.mark.parametrize(

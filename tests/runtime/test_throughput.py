@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from qtool.errors import UsageError
 from qtool.runtime import throughput
@@ -68,6 +69,53 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert (ratio.low, ratio.median, ratio.high) == (0.5, 2.0, 2.0)
     own = first.decode_ratio(first)
     assert (own.low, own.median, own.high) == (1.0, 1.0, 1.0)
+
+
+class OnGpu(Counting):
+    """What it computes stays on a GPU, which lets the clock run while the caller goes on."""
+
+    device = torch.device("cuda:1")
+
+    def prefill_on_device(self, tokens: np.ndarray) -> None:
+        super().prefill(tokens)
+
+    def decode_on_device(self, tokens: np.ndarray) -> None:
+        super().decode(tokens)
+
+    def prefill(self, tokens: np.ndarray) -> None:
+        raise AssertionError("the logits need not leave the GPU")
+
+    decode = prefill
+
+
+class Event:
+    """Takes the time of the GPU's clock, in milliseconds, when its stream comes to it."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+
+    def record(self, stream: str) -> None:
+        assert stream == "stream of cuda:1"
+        self._at = self._clock[0]
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: Event) -> float:
+        return (other._at - self._at) * 1e3
+
+
+def test_a_gpu_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, log = [0.0], list[str]()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(gpu))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(f"wait for {device}"))
+    session = OnGpu("gpu", log, gpu, 100)
+    (found,) = measure_together([session], prompt_tokens=20, decode_tokens=3, batch=2, rounds=2)  # type: ignore[list-item]
+    assert found.prefill_tokens_per_s.median == pytest.approx(100)
+    assert found.decode_tokens_per_s.median == pytest.approx(50)
+    wait = "wait for cuda:1"
+    assert log == ["reset", wait, "gpu prefill (2, 20)", wait, *["gpu decode"] * 3, "reset"] * 3
 
 
 def test_what_cannot_be_timed_is_refused(clock: list[float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,10 @@ from on_gpu.random_model import SHAPES, RandomCheckpoint, RandomModel
 from on_gpu.timing import FAILURES, free_memory, reason_of
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.scheme import layer_scheme
-from qtool.runtime.native.cache import LayerCache, layer_cache
 from qtool.runtime.native.graphs import DecodeGraph
 from qtool.runtime.native.model import NativeModel
 from qtool.runtime.native.step import Step
+from qtool.runtime.throughput import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +121,6 @@ def source_of(variant: Variant, shape: str, device: torch.device) -> RandomModel
     return RandomCheckpoint(SHAPES[shape], layer_scheme(variant.scheme, **variant.options), head, device, kv)
 
 
-def caches_of(model: NativeModel, batch: int, capacity: int) -> list[LayerCache]:
-    """Empty ones, one a layer."""
-    shape = (batch, int(model.config.num_key_value_heads), capacity, model.blocks[0].attention.head_dim)
-    return [layer_cache(model.kv, shape, model.dtype, model.device) for _ in model.blocks]
-
-
 def guarded(head: Row, action: Callable[[], list[Row]]) -> list[Row]:
     """A model's rows, or one with the reason why there are none; its memory is free then."""
     try:
@@ -158,7 +152,7 @@ def _ours(variant: Variant, shape: str, device: torch.device, head: Row) -> list
 
 
 def _prefill(model: NativeModel, plan: Plan) -> Callable[[], Tensor]:
-    caches = caches_of(model, 1, plan.prompt)
+    caches = model.caches(1, plan.prompt)
     step = Step.of([0], [plan.prompt], model.device)
     ids = torch.arange(plan.prompt, device=model.device) % model.vocab_size
     return lambda: model.logits(ids, step, caches)
@@ -166,7 +160,7 @@ def _prefill(model: NativeModel, plan: Plan) -> Callable[[], Tensor]:
 
 def _decode(model: NativeModel, plan: Plan, batch: int) -> tuple[Callable[[], Tensor], str]:
     """A round of steps behind a context of zeros, whose keys take as long to read as any."""
-    caches = caches_of(model, batch, plan.capacity)
+    caches = model.caches(batch, plan.capacity)
     start = torch.zeros(batch, dtype=torch.int64, device=model.device)
     places = [torch.full((batch,), plan.context + i, dtype=torch.int32, device=model.device) for i in range(plan.steps)]
     if model.device.type == "cuda":
@@ -226,10 +220,9 @@ def timed_row(
         return {**row, "reason": reason_of(error)}
     made = plan.prompt if phase == "prefill" else batch * plan.steps
     calls = 1 if phase == "prefill" else plan.steps
-    speeds = sorted(made / each for each in seconds)
-    median = speeds[len(speeds) // 2]
-    speed = {"median": median, "low": speeds[0], "high": speeds[-1]}
-    return {**row, "how": how, "tokens_per_s": speed, "ms": made / median / calls * 1e3, "rounds": len(speeds)}
+    speed = Spread.of([made / each for each in seconds])
+    ms = made / speed.median / calls * 1e3
+    return {**row, "how": how, "tokens_per_s": asdict(speed), "ms": ms, "rounds": len(seconds)}
 
 
 def _seconds(run: Callable[[], Tensor], rounds: int, device: torch.device) -> list[float]:

@@ -27,7 +27,7 @@ from qtool.kernels.integer_gemm.tilings import Tiling as IntegerTiling
 SHAPES = ((4096, 14336), (4096, 4096), (14336, 4096))
 SPLIT_SHAPES = (*SHAPES, (4096, 6144), (8192, 28672))
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-MOST_SPLIT_ROWS = 64  # with more tokens there are tiles enough
+SPLIT_ROWS = (16, 64)  # with more tokens there are tiles enough
 MANY = (512, 4096)  # rows that stand for a table's last row
 ORDERS = {"fp8_gemm", "w4a16_gemm"}  # have both orders of the operands
 
@@ -161,7 +161,6 @@ def works(
     timer: Timer,
     refuse: Refuse,
     contenders: Sequence[Contender] = OURS,
-    grid: Sequence[int] = (16, 64),
 ) -> list[Work]:
     """A unit for every place of every kernel's table, first kernels and few tokens first; each writes what it found.
 
@@ -171,7 +170,6 @@ def works(
         timer: of candidates.
         refuse: tells which candidates are not worth timing.
         contenders: whose tables.
-        grid: rows of activations that single shapes' splits are found for.
     """
     found: list[Work] = []
     for rank, contender in enumerate(contenders):
@@ -195,7 +193,7 @@ def works(
                     seconds=4,
                     run=partial(_tune_split, contender, case, target, device, timer),
                 )
-                for case in (Case(k, n, m) for m in grid if m <= MOST_SPLIT_ROWS for k, n in SPLIT_SHAPES)
+                for case in (Case(k, n, m) for m in SPLIT_ROWS for k, n in SPLIT_SHAPES)
             ]
     return found
 

@@ -13,7 +13,7 @@ import torch
 
 from on_gpu.compile_ahead import processes
 from on_gpu.config_files import Fields
-from on_gpu.contenders import OURS, Contender
+from on_gpu.contenders import BY_NAME, Contender
 from on_gpu.shapes import Case
 from on_gpu.timing import attempt, reason_of
 from qtool.kernels.float_gemm.tilings import Tiling as FloatTiling
@@ -57,7 +57,7 @@ def compilers() -> ProcessPoolExecutor:
 
 def fault_of(name: str, target: str, cases: Sequence[Case], row: Fields) -> str:
     """What is wrong with one candidate's machine code (spills, shared memory), or with its launch."""
-    contender, device = next(each for each in OURS if each.name == name), torch.device("cuda")
+    contender, device = BY_NAME[name], torch.device("cuda")
     try:
         fault = compile_fault(contender, target, row)
     except Exception as error:  # Triton's compiler raises types of its own and of LLVM's

@@ -20,10 +20,10 @@ from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.checkpoint_writer import float_tensor
 from qtool.quantize.artifacts.formats import INT8
 from qtool.quantize.artifacts.granularity import PerGroup, PerTokenGroup
+from qtool.quantize.artifacts.model_config import DTYPES
 from qtool.quantize.artifacts.recipe import HEAD
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import write_file
-from qtool.quantize.artifacts.stored_scale import STORED_SCALES
 from qtool.quantize.export.hf.compressed_scheme import PACKED, compressed_scheme, layout_of, require_holdable
 from qtool.quantize.export.hf.compressed_tensors import compressed_tensors
 from qtool.quantize.export.hf.shards import SHARD_BYTES, ShardWriter
@@ -32,7 +32,6 @@ Progress = Callable[[int, int, str], None]
 EMBEDDING_WEIGHT = "model.embed_tokens.weight"
 RECIPE_FILE = "recipe.yaml"
 MIXED = "mixed-precision"
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def export_folder(
@@ -78,7 +77,7 @@ def export_folder(
     for module in (name for name in linears if name in checkpoint.schemes):
         weight = checkpoint.quantized(module)
         tensors = compressed_tensors(module, weight)
-        account.add(weight.shape, tensors, halves=STORED_SCALES["float"].write(weight.scale, None)["scale"].dtype)
+        account.add(weight.shape, tensors, tensors[f"{module}.weight_scale"].dtype)
         if module == HEAD and split_head:
             tensors[EMBEDDING_WEIGHT] = weight.dequantize()
         writer.add(tensors)
@@ -113,12 +112,12 @@ class _Account:
         self._weights = self._bits = 0
         self.narrow = True
 
-    def add(self, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor], halves: torch.dtype) -> None:
+    def add(self, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor], scales: torch.dtype) -> None:
         """Count one linear."""
         self._weights += shape[0] * shape[1]
         counted = (tensor for name, tensor in tensors.items() if not name.endswith("weight_shape"))
         self._bits += 8 * sum(tensor.numel() * tensor.element_size() for tensor in counted)
-        self.narrow &= halves == torch.float16
+        self.narrow &= scales == torch.float16
 
     def bits(self, floats: tuple[int, int]) -> dict[str, float]:
         """Bits per weight, over all linears and over the quantized ones."""
@@ -174,7 +173,7 @@ def _dtype(checkpoint: QuantizedCheckpoint, narrow: bool) -> str:
     if any(layout_of(scheme) == PACKED for scheme in checkpoint.schemes.values()):
         return "float16" if narrow else "float32"
     stored = set(checkpoint.manifest.details["float"].values())
-    return _DTYPE_NAMES[stored.pop()] if len(stored) == 1 else "float32"
+    return DTYPES[stored.pop()] if len(stored) == 1 else "float32"
 
 
 def _notes(checkpoint: QuantizedCheckpoint, split_head: bool, config: Mapping[str, Any]) -> list[str]:

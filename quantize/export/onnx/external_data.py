@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
-MODEL_FILE = "model.onnx"
+from qtool.quantize.artifacts.package_files import MODEL_FILE
+
 ALIGNMENT_BYTES, INLINE_BELOW_BYTES = 4096, 1024
 # In an initializer's `meta`: the name of an earlier one that has the same bytes in another shape.
 SAME_BYTES_AS = "qtool.same_bytes_as"

@@ -12,9 +12,9 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from qtool.quantize.artifacts.package_files import FILL_MODEL
 from qtool.quantize.export.onnx.external_data import Progress, save_model
 
-FILL_MODEL = "fill.onnx"
 LOGITS = "logits"
 
 

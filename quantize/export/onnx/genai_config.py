@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qtool.quantize.export.onnx.external_data import MODEL_FILE
+from qtool.quantize.artifacts.package_files import MODEL_FILE
 
 # The KV cache is one buffer of max_length tokens, allocated before the first token: a default of the full context
 # (131072 for Llama 3) would take gigabytes. Callers raise it with set_search_options(max_length=…).

@@ -20,11 +20,10 @@ from typing import Any, BinaryIO
 import onnx
 
 from qtool.errors import UsageError
-from qtool.quantize.artifacts.package_files import SUBFOLDER
+from qtool.quantize.artifacts.package_files import MODEL_FILE, SUBFOLDER
 from qtool.quantize.artifacts.store import sync_file, write_file
-from qtool.quantize.export.onnx.external_data import ALIGNMENT_BYTES, MODEL_FILE
+from qtool.quantize.export.onnx.external_data import ALIGNMENT_BYTES
 
-LAYOUTS = ("genai", "transformers.js")
 SUFFIXES = {"fp32": "", "q8": "_quantized", "q4": "_q4"}
 CONFIG_KEY = "transformers.js_config"
 PIECE_BYTES = 2**31 - 2**20

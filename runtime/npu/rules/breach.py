@@ -17,7 +17,7 @@ RULES: dict[str, str] = {
     "activation-type": "a node's activations and its output have one type: uint8, uint16, int8 or int16",
     "same-scale": "operators that only move values keep their input's scale and zero point",
     "constant-scale": "scales and zero points are constants, scales positive and finite",
-    "weight-type": "constants that are multiplied are int4, int8 or uint8",
+    "weight-type": "constants that are multiplied are int4, uint4, int8 or uint8",
     "weight-axis": "scales per channel lie along a weight's output channels, blocks along its inputs",
     "weight-symmetry": "signed weights have zero points of zero",
 }

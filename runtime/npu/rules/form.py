@@ -41,7 +41,7 @@ def opsets(view: GraphView) -> Iterator[Breach]:
 
 
 def shapes(view: GraphView) -> Iterator[Breach]:
-    """Dimensions that are not fixed, and too many of them; the first tensor of every node."""
+    """Dimensions that are not fixed, and too many of them, of the inputs and of what every node makes."""
     names = [(value.name, value.name) for value in view.inputs]
     names += [(name, label(node)) for node in view.nodes for name in node.output if name]
     for name, where in names:

@@ -86,4 +86,4 @@ def _activation_codes(view: GraphView, node: Any) -> str:
 
 def _many_scales(view: GraphView, node: Any) -> bool:
     shape = view.shape(node.input[1])
-    return bool(shape)
+    return any(dimension != 1 for dimension in shape or ())

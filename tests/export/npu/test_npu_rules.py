@@ -180,6 +180,14 @@ def test_scales_per_channel_belong_to_weights_alone():
     assert ("weight-axis", "DQ z") in {(breach.rule, breach.node) for breach in breaches}
 
 
+def test_a_scale_in_a_list_of_one_is_the_whole_tensors():
+    def plant(sketch: Sketch) -> None:
+        for name in (f"{tensor}.{part}{U16}" for tensor in "xyz" for part in ("scale", "zero")):
+            sketch.constant(name, numpy_helper.to_array(sketch.tensors[name]).reshape(1))
+
+    assert check_model(build(plant)) == []
+
+
 def test_a_relu_in_front_of_a_quantizer_is_part_of_the_node_before_it():
     def plant(sketch: Sketch) -> None:
         sketch.nodes[-1].output[0] = "t"

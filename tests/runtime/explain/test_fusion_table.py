@@ -203,6 +203,14 @@ CASES: dict[str, Case] = {
         activations="float32",
         traps=("g-idx-or-float-zero-points",),
     ),
+    "8 bits level 4, group index": fused(
+        lambda g: g.nbits(8, 4, group_index=True),
+        8,
+        kernel="MatMulNBits level 4, 8 bits, block 32: unpacked at every call",
+        compute="float",
+        activations="float32",
+        traps=("g-idx-or-float-zero-points",),
+    ),
     # the rest
     "MatMulInteger u8": integer(lambda g: g.integers("UINT8"), "MatMulInteger", "uint8"),
     "MatMulInteger s8": integer(

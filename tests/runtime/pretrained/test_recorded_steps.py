@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qtool.runtime.native import NativeSession
 from qtool.runtime.native.step import Step
 from qtool.runtime.pretrained import decoder
 from qtool.runtime.pretrained.decoder import Loaded, NativeDecoder
@@ -85,3 +86,14 @@ def test_what_cannot_be_recorded_runs_step_by_step(
         "decoding without CUDA graphs: operation not permitted when stream is capturing"
     ]
     assert Replayed.made == 1
+
+
+def test_linears_without_a_kernel_are_a_warning_however_they_are_loaded(
+    make_checkpoint: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = make_checkpoint("W8A8", symmetric=False)
+    with caplog.at_level(logging.WARNING, "qtool.runtime"):
+        NativeSession(checkpoint, max_length=8).close()
+        Loaded(checkpoint, 8).place(torch.device("cpu"), torch.float32)
+    warning = "9 linears run dequantized in float32: no kernel for 8-bit weights with zero points"
+    assert [record.message for record in caplog.records] == [warning] * 2

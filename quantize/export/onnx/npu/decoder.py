@@ -15,7 +15,6 @@ from qtool.quantize.export.onnx.npu.plain_graph import PlainGraph
 from qtool.quantize.export.onnx.npu.rotary import write_tables
 
 TABLE_ROWS = 4096
-HEAD_OUTPUT = f"{HEAD}.output"
 
 
 @dataclass(frozen=True, kw_only=True)

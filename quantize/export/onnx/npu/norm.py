@@ -1,7 +1,7 @@
 """RMS norm in the two forms that the QNN execution provider takes.
 
     l2    LpNormalization, then Mul by γ √N: x / ‖x‖ · √N γ. Every version takes it. It leaves out ε, which moves the
-          result by ε / (2 mean x²): the largest share is measured when the package is verified.
+          result by a share of ε / (2 mean x²); the loss that verification measures has it in it.
     rms   RMSNormalization (opset 23) with ε, one node; versions from 2026 on (onnxruntime pull request 26853).
 
 Squares and their mean as tensors of their own are no option: a massive activation of 1000 would give the mean's
@@ -19,7 +19,6 @@ import numpy.typing as npt
 from qtool.quantize.export.onnx.npu.plain_graph import PlainGraph
 
 Norm = Literal["l2", "rms"]
-NORMS: tuple[Norm, ...] = ("l2", "rms")
 # The oldest opset that has the form's operators and 16-bit quantizers.
 OPSETS: dict[Norm, int] = {"l2": 21, "rms": 23}
 Array = npt.NDArray[Any]

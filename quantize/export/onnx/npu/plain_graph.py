@@ -58,7 +58,7 @@ class PlainGraph:
 
     Attributes:
         inputs: float and integer graph inputs: (numpy type name, shape); the cache's inputs are in `past`.
-        past: cache input → (shape, the new tokens' tensor that has the same scale).
+        past: cache input → shape.
         outputs: graph output → tensor.
         constants: by name.
         nodes: in order.
