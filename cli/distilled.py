@@ -16,12 +16,22 @@ if TYPE_CHECKING:
     from qtool.quantize.quantizers import QuantizationReport
 
 
+def calibration_of(recipe: Recipe, tokens: Tokens | None) -> tuple[Tokens | None, Tokens | None]:
+    """A text in what a recipe's model is fitted to, and what its distillation is judged on: None where it has none."""
+    if recipe.distill is None or tokens is None:
+        return tokens, None
+    from qtool.quantize.quantizers.distill import hold_back
+
+    fitted, judged = hold_back(tokens.ids)
+    return replace(tokens, ids=fitted), replace(tokens, ids=judged)
+
+
 def distilled(
     folder: Path,
     details: Mapping[str, Any],
     recipe: Recipe,
     model: WeightSource,
-    tokens: Tokens | None,
+    calibration: tuple[Tokens | None, Tokens | None],
     report: QuantizationReport,
 ) -> QuantizationReport:
     """Do what a recipe says of distillation, and write what changed.
@@ -31,7 +41,7 @@ def distilled(
         details: what the manifest will say of them.
         recipe: as it is where it says nothing.
         model: the float model that was quantized.
-        tokens: calibration text.
+        calibration: from `calibration_of`.
         report: of the quantization.
 
     Returns:
@@ -44,14 +54,16 @@ def distilled(
     from qtool.quantize.quantizers.distill import distill
     from qtool.runtime.reference import load_reference
 
-    assert tokens is not None
+    fitted, judged = calibration
+    assert fitted is not None and judged is not None
     checkpoint = QuantizedCheckpoint(folder, details=details)
     with progress("distill") as report_progress:
         changed, result = distill(
             load_reference(checkpoint),
             {module: checkpoint.quantized(module) for module in checkpoint.schemes},
             model,
-            tokens.ids,
+            fitted.ids,
+            judged.ids,
             recipe.distill,
             seed=recipe.seed,
             progress=report_progress,

@@ -140,7 +140,7 @@ def command(
         raise UsageError("--max-bits, --max-loss, --max-slowdown and --mixed", "are the planner's", "add --auto")
     from qtool.cli.companions import write_companions
     from qtool.cli.corpus import load_tokens
-    from qtool.cli.distilled import distilled
+    from qtool.cli.distilled import calibration_of, distilled
     from qtool.cli.float_model import transformed_model
     from qtool.cli.progress import notes, progress
     from qtool.cli.report import print_plan
@@ -182,9 +182,10 @@ def command(
         plan = Planner(source, rules, tokens, mixed=mixed, threads=threads).plan(budget)
         rules = plan.recipe
         assignments = rules.assign(linear_names(source.config))
-    float_model, chosen = transformed_model(source, rules, assignments, tokens)
+    fitted, judged = calibration_of(rules, tokens)
+    float_model, chosen = transformed_model(source, rules, assignments, fitted)
     notes(chosen)
-    token_weights = WeighedTokens(tokens).of(float_model, rules, assignments)
+    token_weights = WeighedTokens(fitted).of(float_model, rules, assignments)
     statistics = _statistics(statistics_path, float_model)
     decides = {
         "model": float_model.digest,
@@ -204,7 +205,7 @@ def command(
                 float_model,
                 assignments=assignments,
                 groups=row.linear_groups,
-                tokens=None if tokens is None else tokens.ids,
+                tokens=None if fitted is None else fitted.ids,
                 statistics=statistics,
                 writer=writer,
                 progress=report_progress,
@@ -214,7 +215,7 @@ def command(
                 token_weights=token_weights,
             )
         kept.finish()
-        report = distilled(staging.path, writer.details, rules, float_model, tokens, report)
+        report = distilled(staging.path, writer.details, rules, float_model, (fitted, judged), report)
         write_companions(staging.path, source, float_model.config, rules)
         if plan is not None:
             plan.write(staging.path)

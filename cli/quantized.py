@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtool.cli.distilled import distilled
+from qtool.cli.distilled import calibration_of, distilled
 from qtool.cli.float_model import transformed_model
 from qtool.cli.progress import progress
 from qtool.cli.weighed_tokens import WeighedTokens
@@ -45,6 +45,9 @@ def quantized(
     from qtool.quantize.quantizers import quantize_model
 
     assignments = recipe.assign(linear_names(source.config))
+    calibration = calibration_of(recipe, tokens)
+    if calibration[0] is not tokens:
+        tokens, weighed = calibration[0], None
     model, _ = transformed_model(source, recipe, assignments, tokens)
     weights = (weighed or WeighedTokens(tokens)).of(model, recipe, assignments)
     with stage(folder) as staging, progress(f"quantize: {title}") as report_progress:
@@ -61,6 +64,6 @@ def quantized(
             kv=recipe.kv,
             token_weights=weights,
         )
-        report = distilled(staging.path, writer.details, recipe, model, tokens, report)
+        report = distilled(staging.path, writer.details, recipe, model, calibration, report)
         staging.commit(Manifest(kind="checkpoint", recipe=recipe.to_data(), details=writer.details))
     return QuantizedCheckpoint(folder, verify=False), report

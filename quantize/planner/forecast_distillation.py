@@ -8,7 +8,7 @@ from typing import Any
 
 from qtool.quantize.planner.forecast_size import BLOCKS, EMBEDDING, HEAD, FloatModel
 
-KEPT_BACK = 8  # as quantizers/distill.py
+HELD_BACK = 8  # as quantizers/distill.py
 SCALES_BYTES = 4 * 4  # a scale's shift, gradient and Adam's two moments
 LOGITS = 6  # copies of one sequence's logits that live at once: both models', their logarithms, and gradients
 
@@ -16,7 +16,7 @@ LOGITS = 6  # copies of one sequence's logits that live at once: both models', t
 def distilling_operations(model: FloatModel, options: Mapping[str, Any], *, sequences: int, length: int) -> float:
     """Float32 operations: the float model once, then per epoch every sequence there and back and the judged ones."""
     blocks, head = _matrices(model), prod(model.matrix(HEAD))
-    judged = -(-sequences // KEPT_BACK)
+    judged = -(-sequences // HELD_BACK)
     once = 2.0 * length * blocks
     heads = 2.0 * length * head
     trained = (sequences - judged) * (3 * once + 4 * heads)

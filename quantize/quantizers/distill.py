@@ -6,14 +6,15 @@ side products (EfficientQAT, 2407.11062, trains the scales end to end in a secon
 labels; its target here is the float model, which the text must not teach anything). The model runs as it will run;
 input quantizers and the cache's codes count as the identity in the backward pass.
 
-One sequence in eight is kept from the steps, and the iterate that is kept is the one with the least loss there. When
-that is the start, nothing is changed.
+One sequence in eight is held back, from the quantizers too: the iterate that is kept is the one with the least loss
+there, and when that is the start, nothing is changed. (On text that GPTQ was fitted to, the start looks better than it
+is: measured on SmolLM2-135M-Instruct, W4A8 with QUAD 16, KL 0.034 there and 0.048 on other text.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +39,7 @@ from qtool.quantize.quantizers.trained_scales import TrainedScales
 
 Progress = Callable[[int, int, str], None]
 Tokens = npt.NDArray[np.int64]
-KEPT_BACK = 8  # one sequence in so many
+HELD_BACK = 8  # one sequence in so many
 BETAS = (0.9, 0.95)
 
 
@@ -59,7 +60,7 @@ class FloatPredictions:
                     for batch in states.batches():
                         states.hidden[batch] = states.run(block)
             norm = shell.network.get_submodule(FINAL_NORM)
-            self._hidden = [norm(hidden) for hidden in states.hidden]
+            self._hidden: list[Tensor] = [norm(hidden) for hidden in states.hidden]
         self._network: Any = shell.network
         setattr(self._network, self._network.base_model_prefix, _Given(self))
         self.number = 0
@@ -89,11 +90,24 @@ class _Given(nn.Module):
         return MoeModelOutputWithPast(last_hidden_state=self.__dict__["_predictions"].hidden)
 
 
+def hold_back(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Calibration tokens [B, T] in what everything is fitted to, and what distillation is judged on.
+
+    Raises:
+        UsageError: with fewer than two sequences.
+    """
+    if len(tokens) < 2:
+        raise UsageError("distill", "needs two calibration sequences or more", "give more text or --sequences")
+    held = slice(None, None, HELD_BACK)
+    return np.delete(tokens, held, axis=0), tokens[held]
+
+
 def distill(
     network: PreTrainedModel,
     tensors: Mapping[str, QuantizedTensor],
     source: WeightSource,
-    tokens: Tokens,
+    fitted: Tokens,
+    judged: Tokens,
     options: Distillation,
     *,
     seed: int,
@@ -105,7 +119,7 @@ def distill(
         network: the quantized model, with a QuantizedLinear for each of the tensors; it is left at the best iterate.
         tensors: what those were made of, by module.
         source: the float model that was quantized.
-        tokens: calibration tokens int64 [B, T], B at least 2.
+        fitted, judged: from `hold_back`.
         options: how long and how fast. The rate falls linearly to 0.
         seed: of the order of sequences.
         progress: (steps done, steps, text).
@@ -114,28 +128,26 @@ def distill(
         What changed by module (nothing, when nothing helped), and the losses.
 
     Raises:
-        UsageError: for fewer than two sequences, or a model with nothing to train.
+        UsageError: for a model with nothing to train.
         InputRefused: when the loss is not finite.
     """
-    if len(tokens) < 2:
-        raise UsageError("distill", "needs two calibration sequences or more", "give more text or --sequences")
-    judged = list(range(0, len(tokens), KEPT_BACK))
-    trained = [number for number in range(len(tokens)) if number not in judged]
+    tokens = np.concatenate([fitted, judged])
+    held = range(len(fitted), len(tokens))
     target = FloatPredictions(source, tokens)
     network.requires_grad_(False)
     linears = {name: TrainedScales(_linear(network, name), tensor) for name, tensor in tensors.items()}
     optimizer = torch.optim.Adam(_groups(linears, options.rate), betas=BETAS)
     rates = [group["lr"] for group in optimizer.param_groups]
-    steps_per_epoch = -(-len(trained) // options.batch)
+    steps_per_epoch = -(-len(fitted) // options.batch)
     steps = options.epochs * steps_per_epoch
     generator = np.random.default_rng(seed)
     best: dict[str, QuantizedTensor] = {}
     with straight_through(network):
-        before = least = _judge(network, target, tokens, judged)
+        before = least = _judge(network, target, tokens, held)
         epoch_of_best = 0
         for step in range(steps):
             if step % steps_per_epoch == 0:
-                order = generator.permutation(trained).tolist()
+                order = generator.permutation(len(fitted)).tolist()
             place = step % steps_per_epoch * options.batch
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - step / steps)
@@ -143,7 +155,7 @@ def distill(
             for linear in linears.values():
                 linear.write()
             if (step + 1) % steps_per_epoch == 0:
-                found = _judge(network, target, tokens, judged)
+                found = _judge(network, target, tokens, held)
                 if found < least:
                     least, epoch_of_best = found, (step + 1) // steps_per_epoch
                     best = {name: linear.result() for name, linear in linears.items()}
@@ -181,7 +193,7 @@ def _step(
     optimizer.step()
 
 
-def _judge(network: PreTrainedModel, target: FloatPredictions, tokens: Tokens, numbers: list[int]) -> float:
+def _judge(network: PreTrainedModel, target: FloatPredictions, tokens: Tokens, numbers: Sequence[int]) -> float:
     with torch.no_grad():
         loss = sum(float(_loss(network, target, tokens, number)) for number in numbers) / len(numbers)
     if not math.isfinite(loss):

@@ -147,7 +147,7 @@ def test_the_forecast_counts_with_the_runs_own_numbers() -> None:
     )
     assert forecast_weighing.STATES_BYTES == token_weights.STATES_BYTES
     assert forecast_weighing.HEAD_ROWS == backwards.HEAD_ROWS
-    assert forecast_distillation.KEPT_BACK == distill.KEPT_BACK
+    assert forecast_distillation.HELD_BACK == distill.HELD_BACK
     assert pipeline.HEAD_PIECE_ELEMENTS == forecast.PIECE_ELEMENTS
     for name, form in STORED_SCALES.items():
         for n, g in ((3, 1), (4, 7)):

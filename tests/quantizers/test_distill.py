@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from qtool.quantize.artifacts.network import load_network
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.inputs import Tokens, open_model
 from qtool.quantize.quantizers import distill as distill_module
-from qtool.quantize.quantizers.distill import FloatPredictions, distill
+from qtool.quantize.quantizers.distill import FloatPredictions, distill, hold_back
 from qtool.quantize.quantizers.trained_scales import TrainedScales
 from qtool.runtime.reference import load_reference
 
 Make = Callable[..., Path]
 IDS = np.random.default_rng(5).integers(0, 64, (17, 16))
 TOKENS = Tokens(ids=IDS, text_sha256="", tokenizer_sha256="", windows=())
+FITTED = dataclasses.replace(TOKENS, ids=hold_back(IDS)[0])
 # Coarse enough for scales to matter.
 COARSE = {"quantizer": "rtn", "group_size": 32, "lm_head": "float"}
 
@@ -94,7 +96,7 @@ def test_distilled_checkpoints_predict_better_and_keep_their_codes(
     fields: dict, tiny_model: Make, tmp_path: Path
 ) -> None:
     source = open_model(str(tiny_model("llama")))
-    plain = checkpoint_of(source, tmp_path / "plain", recipe_of(**fields))
+    plain, _ = quantized(source, recipe_of(**fields), FITTED, tmp_path / "plain", title="t")
     better, report = quantized(
         source, recipe_of(**fields, distill={"epochs": 3, "batch": 2}), TOKENS, tmp_path / "better", title="t"
     )
@@ -135,7 +137,7 @@ def test_nothing_changes_when_nothing_helps(tiny_model: Make, tmp_path: Path, mo
     losses = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(distill_module, "_judge", lambda *_: next(losses))
     changed, result = distill(
-        network, tensors, source, IDS, Distillation(epochs=2, rate=0.1), seed=0, progress=lambda *_: None
+        network, tensors, source, *hold_back(IDS), Distillation(epochs=2, rate=0.1), seed=0, progress=lambda *_: None
     )
     assert changed == {} and result.epoch == 0 and result.kl_after == result.kl_before == 0.1
     for name, tensor in tensors.items():
@@ -154,12 +156,26 @@ def test_the_same_run_gives_the_same_bytes(tiny_model: Make, tmp_path: Path) -> 
     assert files[0] == files[1]
 
 
-def test_one_sequence_is_refused(tiny_model: Make) -> None:
-    source = open_model(str(tiny_model("llama")))
+def test_one_sequence_in_eight_is_held_back_from_everything() -> None:
+    fitted, judged = hold_back(IDS)
+    assert np.array_equal(judged, IDS[[0, 8, 16]])
+    assert np.array_equal(fitted, IDS[[n for n in range(17) if n not in (0, 8, 16)]])
     with pytest.raises(UsageError, match="two calibration sequences"):
-        distill(
-            load_network(source), {}, source, IDS[:1], Distillation(), seed=0, progress=lambda *_: None
-        )
+        hold_back(IDS[:1])
+
+
+def test_the_quantizers_do_not_see_what_is_judged(
+    tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_model(str(tiny_model("llama")))
+    monkeypatch.setattr(distill_module, "distill", lambda *_, **__: ({}, None))
+    fields = {"quantizer": "gptq", "token_weights": "gradient"}
+    distilled = checkpoint_of(source, tmp_path / "a", recipe_of(**fields, distill={}))
+    alone = quantized(source, recipe_of(**fields), FITTED, tmp_path / "b", title="t")[0]
+    whole = checkpoint_of(source, tmp_path / "c", recipe_of(**fields))
+    name = "model.layers.1.mlp.down_proj"
+    assert torch.equal(distilled.quantized(name).codes, alone.quantized(name).codes)
+    assert not torch.equal(distilled.quantized(name).codes, whole.quantized(name).codes)
 
 
 def test_scales_that_are_no_plain_numbers_are_left_alone(tiny_model: Make, tmp_path: Path) -> None:
