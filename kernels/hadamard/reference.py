@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,22 @@ def apply(x: Tensor, plan: HadamardPlan, signs: Tensor | None = None) -> Tensor:
     Returns:
         [..., width] in x's dtype.
     """
-    wide = _wide(x)
-    return _mixed(wide if signs is None else wide * signs.to(wide), plan, inverse=False).to(x.dtype)
+    rotated: Tensor = _Apply.apply(x, plan, signs)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _Apply(torch.autograd.Function):
+    """`apply`; its gradient is `invert` of the gradient, without the butterflies' own graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: HadamardPlan, signs: Tensor | None) -> Tensor:
+        ctx.plan, ctx.signs = plan, signs
+        wide = _wide(x)
+        return _mixed(wide if signs is None else wide * signs.to(wide), plan, inverse=False).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return invert(gradients[0], ctx.plan, ctx.signs), None, None
 
 
 def invert(x: Tensor, plan: HadamardPlan, signs: Tensor | None = None) -> Tensor:

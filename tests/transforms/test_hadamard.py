@@ -140,3 +140,13 @@ def test_signs_are_these_for_ever() -> None:
     for other in (random_signs(300, seed=8, stream="R1"), random_signs(300, seed=7, stream="R2.0")):
         assert not torch.equal(other, signs)
     assert abs(float(random_signs(10000, seed=0, stream="x").mean())) < 0.05
+
+
+@pytest.mark.parametrize("width, block", [(64, 64), (96, 32), (60, 60)])
+def test_its_gradient_is_that_of_the_matrix(width: int, block: int) -> None:
+    plan, signs = hadamard_plan(width, block=block), random_signs(width, seed=1, stream="t").double()
+    x = torch.randn(3, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: apply(x, plan, signs), (x,))
+    weights = torch.randn(3, width, dtype=torch.float64)
+    (apply(x, plan, signs) * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights @ dense(plan, signs).T)
