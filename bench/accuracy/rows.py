@@ -44,6 +44,7 @@ QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "RTN": {"quantizer": "rtn"},
     "GPTQ": {"quantizer": "gptq"},
     "GPTQ, tokens weighed": {"quantizer": "gptq", **WEIGHED},
+    "GPTQ, distilled": {"quantizer": "gptq", **WEIGHED, "distill": {}},
     "GPTQ + low rank 16": {"quantizer": "gptq", "low_rank": 16},
     "signed rounding": {"quantizer": "autoround"},
 }

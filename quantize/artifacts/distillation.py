@@ -16,6 +16,6 @@ class Distillation(Strict):
         rate: of Adam, at its highest: about the share of its value that a scale moves in one step.
     """
 
-    epochs: int = Field(default=3, ge=1, le=1000)
+    epochs: int = Field(default=2, ge=1, le=1000)
     batch: int = Field(default=4, ge=1)
     rate: float = Field(default=1e-3, gt=0, lt=1)

@@ -41,6 +41,7 @@ Progress = Callable[[int, int, str], None]
 Tokens = npt.NDArray[np.int64]
 HELD_BACK = 8  # one sequence in so many
 BETAS = (0.9, 0.95)
+PRODUCT_SHARE = 1 / 3  # of the scales' rate, in shares of a product's mean size; at 1 it learns the text by heart
 
 
 class FloatPredictions:
@@ -172,12 +173,12 @@ def _linear(network: PreTrainedModel, name: str) -> QuantizedLinear:
 
 
 def _groups(linears: Mapping[str, TrainedScales], rate: float) -> list[dict[str, Any]]:
-    """Adam's parameters with their rates: a share of the value for all of them."""
+    """Adam's parameters with their rates, which are shares of their values."""
     shifts = [linear.shifts for linear in linears.values() if linear.shifts is not None]
     products = [product for linear in linears.values() for product in linear.products]
     sized = [(product, float(product.detach().square().mean().sqrt())) for product in products]
     groups = [{"params": shifts, "lr": rate}] if shifts else []
-    groups += [{"params": [product], "lr": rate * size} for product, size in sized if size > 0]
+    groups += [{"params": [product], "lr": rate * PRODUCT_SHARE * size} for product, size in sized if size > 0]
     if not groups:
         raise UsageError("distill", "finds nothing to train: no plain scales, no 16-bit products", "leave it out")
     return groups
