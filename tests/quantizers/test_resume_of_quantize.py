@@ -19,7 +19,7 @@ import torch
 
 from qtool.cli.main import main
 from qtool.quantize.architectures import architecture_of, linear_names
-from qtool.quantize.artifacts import store
+from qtool.quantize.artifacts import replaced_tensors, store
 from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
 from qtool.quantize.artifacts.journal import LIST, Journal
 from qtool.quantize.artifacts.manifest import Manifest
@@ -225,6 +225,31 @@ def test_the_command_continues_after_sigkill(
         assert (f"continuing after shard {done}" in capsys.readouterr().err) is (output.name == "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_run_stopped_while_distilled_shards_are_written_ends_in_the_same_bytes(
+    tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_before: None
+) -> None:
+    model = tiny_model(num_hidden_layers=BLOCKS)
+    options = ["--scheme", "W4A16", "--group-size", "32", "--quantizer", "rtn", "--distill", "1"]
+    options += ["--sequences", "9", "--length", "32", "--threads", "1"]
+    write, written = replaced_tensors.write_tensors, []
+
+    def stopping(*args: Any) -> None:
+        write(*args)
+        written.append(args)
+        if len(written) == 2:
+            raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(replaced_tensors, "write_tensors", stopping)
+        main(["quantize", str(model), "-o", str(tmp_path / "out"), *options])
+    assert len(written) == 2 and not (tmp_path / "out").exists()
+    for output in ("out", "again"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["quantize", str(model), "-o", str(tmp_path / output), *options])
+        assert stopped.value.code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
 def test_restart_discards(tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_before: None) -> None:
