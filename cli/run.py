@@ -103,22 +103,15 @@ class Runs:
 
 
 def _package_runner(package: Path, engine: options.EngineChoice, *, verify: bool, threads: int) -> Runs:
+    from qtool.cli.subject import package_session
     from qtool.errors import UsageError
     from qtool.quantize.artifacts.store import open_artifact
-    from qtool.runtime.ort import OrtSession
 
     if engine.runtime == "reference":
         raise UsageError("--runtime reference", "generates no text", "use --runtime native for a checkpoint")
     manifest = open_artifact(package, kind="package", verify=verify)
-    if manifest.details["target"] == "npu":
-        from qtool.runtime.npu import NpuSession
-
-        return Runs(
-            tokenizer=package, open_session=lambda length: NpuSession(package, threads=threads, max_length=length)
-        )
-    return Runs(
-        tokenizer=package, open_session=lambda length: OrtSession(package, threads=threads, max_length=length)
-    )
+    session = package_session(manifest.details["target"])
+    return Runs(tokenizer=package, open_session=lambda length: session(package, threads=threads, max_length=length))
 
 
 def _checkpoint_runner(folder: Path, engine: options.EngineChoice, *, verify: bool, threads: int) -> Runs:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from qtool.cli.options import EngineChoice
     from qtool.quantize.artifacts.weights import WeightSource
     from qtool.runtime.session import Session
+
+# By a package's target: module and name of its session, and what it is called.
+PACKAGE_SESSIONS = {
+    "cpu": ("qtool.runtime.ort", "OrtSession", "package in ONNX Runtime"),
+    "npu": ("qtool.runtime.npu", "NpuSession", "NPU package simulated in ONNX Runtime"),
+    "cuda": ("qtool.runtime.ort", "OrtSession", "CUDA package on ONNX Runtime's CPU provider"),
+    "tensorrt": ("qtool.runtime.device", "TensorRtSession", "TensorRT package simulated in ONNX Runtime"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,13 @@ def _open_native(argument: str, *, threads: int, length: int, device: str | None
     )
 
 
+def package_session(target: str) -> Callable[..., Session]:
+    """What runs a package of this target here: called with its folder, threads and max_length."""
+    module, name, _ = PACKAGE_SESSIONS[target]
+    made: Callable[..., Session] = getattr(importlib.import_module(module), name)
+    return made
+
+
 def _open_model(argument: str) -> Weights:
     from qtool.quantize.inputs import open_model
 
@@ -163,22 +179,15 @@ def _open_checkpoint(folder: Path) -> Weights:
 
 def _open_package(folder: Path, *, threads: int, length: int) -> Subject:
     from qtool.quantize.artifacts.store import open_artifact
-    from qtool.runtime.ort import OrtSession
 
     manifest = open_artifact(folder, kind="package")
-    if manifest.details["target"] == "npu":
-        from qtool.runtime.npu import NpuSession
-
-        session: Session = NpuSession(folder, threads=threads, max_length=length)
-    else:
-        session = OrtSession(folder, threads=threads, max_length=length)
+    target = manifest.details["target"]
+    session = package_session(target)(folder, threads=threads, max_length=length)
     return Subject(
         session=session,
         tokenizer_files={"tokenizer.json": (folder / "tokenizer.json").read_bytes()},
         digest=manifest.digest,
-        description="NPU package simulated in ONNX Runtime"
-        if manifest.details["target"] == "npu"
-        else "package in ONNX Runtime",
+        description=PACKAGE_SESSIONS[target][2],
         model_digest=_model_digest(manifest.parents),
         calibration_windows=tuple(manifest.details["calibration_windows"]),
     )
