@@ -11,6 +11,7 @@ import click
 
 from qtool.cli import options
 from qtool.errors import GateFailed, UsageError
+from qtool.quantize.artifacts.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from qtool.runtime.explain import Explanation, ModelFile, Settings
@@ -70,13 +71,16 @@ def command(
     PACKAGE is a package, an .onnx file, or a folder in the layout of onnxruntime-genai or transformers.js, from any
     tool. The runtime optimizes the graph as it does for a session, without reading the weights; every linear of the
     file is followed to the node that computes it. Shares of the time are predicted by rates measured on one machine;
-    --profile runs the model and measures them here. Exit 0 with warnings, 3 when the model does not load.
+    --profile runs the model and measures them here. What runs online to transform activations (block Hadamard, QUAD,
+    calibrated smoothing, low-rank corrections) is added up, with a warning where it takes more than 5 % of a decode
+    step. Exit 0 with warnings, 3 when the model does not load.
     """
     from qtool.cli.explained import print_explanation
-    from qtool.cli.progress import progress
-    from qtool.runtime.explain import explain, measure, model_files
+    from qtool.cli.progress import notes, progress
+    from qtool.runtime.explain import explain, measure, model_files, with_measured
 
     asked = _entries(entries)
+    notes(_elsewhere(package))
     files = model_files(package)
     found: list[Explanation] = []
     with progress("explain") as report:
@@ -84,8 +88,7 @@ def command(
             report(done, len(files), file.path.name)
             explanation = explain(file.path, _settings(file, level, asked), length=_length(file, length))
             if profile:
-                measured = measure(file, explanation, steps=steps, threads=threads)
-                explanation = replace(explanation, measured=measured)
+                explanation = with_measured(explanation, measure(file, explanation, steps=steps, threads=threads))
             found.append(explanation)
     if as_json:
         click.echo(json.dumps([explanation.to_json() for explanation in found], indent=2))
@@ -95,6 +98,16 @@ def command(
     warnings = [trap for explanation in found for trap in explanation.warnings]
     if strict and warnings:
         raise GateFailed(package, f"{len(warnings)} warning(s), first: {warnings[0].what}", warnings[0].remedy)
+
+
+def _elsewhere(package: Path) -> tuple[str, ...]:
+    """What to know of a package that is made for another provider than the CPU."""
+    if not (package / MANIFEST).is_file():
+        return ()
+    target = str(read_manifest(package).details.get("target", "cpu"))
+    if target == "cpu":
+        return ()
+    return (f"made for target {target}: what is shown is what ONNX Runtime's CPU provider makes of it",)
 
 
 def _length(file: ModelFile, asked: int | None) -> int:

@@ -23,6 +23,8 @@ def print_explanation(explanation: Explanation, *, every: bool) -> None:
         explanation: of one file.
         every: one line for every linear, not for every role.
     """
+    from qtool.runtime.explain import online_line
+
     groups = _groups(explanation.linears, every=every)
     rows = [_row(name, linears) for name, linears in groups]
     rows += [
@@ -48,6 +50,8 @@ def print_explanation(explanation: Explanation, *, every: bool) -> None:
         + ("" if explanation.measured else "; --profile measures them"),
         markup=False,
     )
+    if (line := online_line(explanation)) is not None:
+        out.print(line, markup=False)
     if explanation.measured is not None:
         _print_measured(explanation.measured)
     for trap in explanation.traps:

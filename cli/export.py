@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 from pathlib import Path
 
 import click
 
 from qtool.cli import options
+from qtool.cli.byte_size import ByteSize
 from qtool.cli.card import CardChoice, card_options, read_evaluation, write_card
 from qtool.cli.kv_calibration import calibrate_cache
+from qtool.cli.level_options import LevelChoice, level_options
 from qtool.cli.npu_options import NpuChoice, npu_options
 from qtool.errors import GateFailed, UsageError
 
@@ -20,12 +22,26 @@ Examples:
   qtool export checkpoint -o package --no-verify
   qtool export checkpoint -o package --kv int8          # the key-value cache in INT8
   qtool export checkpoint -o package --prefill w8a8    # a second, INT8 graph reads prompts in qtool's runtime
+  qtool export checkpoint -o package --prefill w8a8 --kv int8 --prefill-memory 100MB    # as much INT8 as fits
+  qtool export checkpoint -o package --prefill w8a8 --prefill-for genai    # onnxruntime-genai runs both graphs
+  qtool export w4a16 -o package --accuracy-level measured                  # INT8 activations where they cost little
+  qtool export w4a16 -o again --accuracy-level package/accuracy_levels.json    # the same bytes, nothing measured
   qtool export checkpoint -o folder --format compressed-tensors           # for vLLM and transformers
   qtool export checkpoint -o package --layout transformers.js --base-model owner/name
   qtool export checkpoint -o npu-package --target npu --chunk 128 --context 1024 --text calibration.txt
+  qtool export w4a16 -o cuda-package --target cuda
+  qtool export fp8 -o trt-package --target tensorrt --chunk 512 --context 4096      # then: trtexec $(cat trtexec.txt)
 """
 
 VERIFY_SEQUENCES, VERIFY_LENGTH = 4, 128
+# What a target is, and the module that exports to it where it is not this one.
+TARGETS = {
+    "cpu": ("ONNX Runtime on CPU.", None),
+    "npu": ("static shapes and scales, for the QNN execution provider.", "qtool.cli.export_npu"),
+    "cuda": ("float16 around INT4 or INT8 weights, for ONNX Runtime's CUDA provider.", "qtool.cli.export_device"),
+    "tensorrt": ("standard operators, FP8 or INT8 in Q and DQ or INT4 in blocks.", "qtool.cli.export_device"),
+}
+TARGET_NAMES = ", ".join(name for name in TARGETS if name != "cpu")
 
 
 @click.command("export", epilog=EPILOG)
@@ -33,10 +49,10 @@ VERIFY_SEQUENCES, VERIFY_LENGTH = 4, 128
 @options.output
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "npu"]),
+    type=click.Choice(list(TARGETS)),
     default="cpu",
     show_default=True,
-    help="cpu: ONNX Runtime on CPU. npu: static shapes and scales, for the QNN execution provider.",
+    help=" ".join(f"{name}: {words}" for name, (words, _) in TARGETS.items()),
 )
 @click.option(
     "--format",
@@ -64,6 +80,19 @@ VERIFY_SEQUENCES, VERIFY_LENGTH = 4, 128
     help="Add a graph that reads prompts with INT8 weights and activations per token; qtool's runtime uses it.",
 )
 @click.option(
+    "--prefill-memory",
+    type=ByteSize(),
+    metavar="SIZE",
+    help="The most memory that the weights of --prefill may take (80MB, 1.5GB); what exceeds it keeps its form.  "
+    "[default: all are INT8]",
+)
+@click.option(
+    "--prefill-for",
+    type=click.Choice(["qtool", "genai"]),
+    help="Who runs the graph of --prefill. genai: onnxruntime-genai too, which takes a second copy of the head.  "
+    "[default: qtool]",
+)
+@click.option(
     "--kv",
     type=click.Choice(["float32", "int8"]),
     default="float32",
@@ -71,6 +100,7 @@ VERIFY_SEQUENCES, VERIFY_LENGTH = 4, 128
     help="What the key-value cache stores; int8: one scale a channel, calibrated on --kv-text.",
 )
 @click.option("--kv-text", type=options.PATH, help="Calibration text of --kv int8.  [default: the built-in text]")
+@level_options
 @card_options
 @npu_options
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the package equal to its source.")
@@ -84,8 +114,11 @@ def command(
     layout: str,
     last_logits: bool | None,
     prefill: str | None,
+    prefill_memory: int | None,
+    prefill_for: str | None,
     kv: str,
     kv_text: Path | None,
+    levels: LevelChoice,
     card: CardChoice,
     npu: NpuChoice,
     verify: bool,
@@ -101,32 +134,63 @@ def command(
 
     --prefill w8a8 adds fill.onnx, which fills the cache from prompts of more than 16 tokens: faster, at the cost of one
     byte a weight in the folder and in memory (the manifest says how many). Only qtool's own runtime knows it;
-    onnxruntime-genai runs the folder as if it were not there.
+    onnxruntime-genai runs the folder as if it were not there. With --prefill-for genai the graph also computes the last
+    token's logits, and genai_config.json is a decoder-pipeline: onnxruntime-genai reads prompts of more than one token
+    with it and steps with the model, on one cache. That takes another copy of the head in memory, and --kv float32.
+
+    --prefill-memory limits what its weights take in memory. Whole kinds of linear (all that read one input of a layer)
+    are INT8, those that together hold the most weights within the limit: time saved follows weights. The others read a
+    prompt as the model does, from the same bytes of the folder; in memory a session has its own copy of them too, 0.63
+    bytes a weight at 4 bits in groups of 64, so the limit saves less than it saves in the folder. A limit that nothing
+    fits is refused, with the least that does.
 
     --kv int8 keeps keys and values as INT8 codes: a quarter of the memory, less to read in every decode step, slower
     prompts. The scales are what the reference reaches on the calibration text, with a tenth to spare.
+
+    --accuracy-level measured decides for every node of a checkpoint with 16-bit activations whether ONNX Runtime may
+    round them: it reads a text, block by block, for the error that this adds beside the weights' own, and times both
+    kinds of node in turn, at one token (which decides) and at 128. What ships is then verified in the arithmetic that
+    was chosen. Times differ from run to run; the table is kept in the package, and given back it makes the same bytes.
+    Block sizes are no choice here: they are fixed when weights are quantized (`--group-size`, or a recipe's rules).
+
+    Where transforms run online, what they take of a decode step (predicted, as `qtool explain` does) is told at the
+    end, with a warning above 5 %.
 
     --format compressed-tensors writes no graph but a Hugging Face folder with the same codes, and reads it back.
     Every folder has a model card, README.md, made of what the artifacts say; --evaluation adds a report's numbers.
 
     --target npu writes a prefill and a decode graph of static shapes in which every tensor is quantized, calibrated on
     --text. Its verification checks the rules of the QNN execution provider and simulates both graphs in ONNX Runtime.
+
+    --target cuda writes the genai folder in float16, for weights in INT4 or INT8 behind float inputs (W4A16, W8A16);
+    what the provider would compute otherwise than scored is refused. --target tensorrt writes one strongly typed graph
+    of standard operators with a past of any length: FP8 or INT8 (--activation per_tensor) as Q and DQ, W4A16 in blocks
+    of 64 or 128; profiles.json, trtexec.txt and session.json hold the shapes and options that it needs. Neither is run
+    on a GPU: form, weights and logits are checked on the CPU, and the manifest says so.
     """
-    if (target == "npu") + (form != "onnx") + (layout != "genai") > 1:
-        remedy = "give one of --target npu, --format compressed-tensors and --layout transformers.js"
+    if (target != "cpu") + (form != "onnx") + (layout != "genai") > 1:
+        remedy = f"give one of --target {TARGET_NAMES}, --format compressed-tensors and --layout transformers.js"
         raise UsageError("qtool export", "writes one kind of folder at a time", remedy)
-    _check_graph_options(layout, last_logits, prefill, kv, kv_text, other=target == "npu" or form != "onnx")
+    other = target != "cpu" or form != "onnx"
+    _check_graph_options(layout, last_logits, prefill, kv, kv_text, other=other)
+    if prefill is None and (prefill_memory is not None or prefill_for is not None):
+        raise UsageError("--prefill-memory and --prefill-for", "are about what --prefill adds", "add --prefill w8a8")
+    if prefill_for == "genai" and kv != "float32":
+        why = "has one cache for both graphs, and reads prompts slowly into one of INT8"
+        raise UsageError("--prefill-for genai", why, "leave out --kv, or --prefill-for")
+    levels.check(other=other, evaluation=card.evaluation is not None)
     if form == "compressed-tensors":
         from qtool.cli.export_folder import export_folder
 
         export_folder(checkpoint, output, card, verify=verify, as_json=as_json)
         return
-    if target == "npu":
-        from qtool.cli.export_npu import export_npu
-
-        export_npu(checkpoint, output, npu, card, verify=verify, threads=threads, as_json=as_json)
+    if (module := TARGETS[target][1]) is not None:
+        export_to = importlib.import_module(module).export_to
+        export_to(target, checkpoint, output, npu, card, verify=verify, threads=threads, as_json=as_json)
         return
-    from qtool.cli.progress import notes, out, progress
+    from qtool.cli.exported import tell
+    from qtool.cli.levels import choose_levels, record_levels
+    from qtool.cli.progress import notes, progress
     from qtool.cli.report import print_verification
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.manifest import Manifest
@@ -145,6 +209,7 @@ def command(
     from qtool.runtime.verify import verify_export
 
     torch.set_num_threads(threads)
+    weights, table = choose_levels(weights, levels, threads=threads, quiet=as_json)
     scales, kv_windows = calibrate_cache(weights, kv, kv_text)
     with stage(output, estimate_bytes=weights.estimate_bytes) as staging:
         with progress("export") as report_progress:
@@ -157,11 +222,14 @@ def command(
                 progress=report_progress,
                 last_logits=layout == "genai" if last_logits is None else last_logits,
                 prefill=prefill,
+                prefill_memory=prefill_memory,
+                prefill_logits=prefill_for == "genai",
                 cache_scales=scales,
             )
         if layout == "transformers.js":
             details = to_transformers_js(staging.path, details)
         details["calibration_windows"] = sorted({*weights.calibration_windows, *kv_windows})
+        record_levels(staging.path, details, table)
         details["verified"] = verify
         result = None
         if verify:
@@ -196,16 +264,7 @@ def command(
                 kind="package", seed=weights.seed, recipe=weights.recipe, parents=weights.parents, details=details
             )
         )
-    if as_json:
-        data = {"output": str(output), "digest": manifest.digest, "verification": verification}
-        click.echo(json.dumps(data, indent=2))
-        return
-    size = sum(record.size_bytes for record in manifest.files.values())
-    bits = details["bits_per_weight"]
-    summary = f"{size / 1e6:.1f} MB  {bits:.2f} bits per weight  sha256 {manifest.digest[:16]}"
-    if prefill is not None:
-        summary += f"  of it {details['prefill']['data_bytes'] / 1e6:.1f} MB for prompts"
-    out.print(f"wrote {output}  {summary}", markup=False)
+    tell(output, manifest, verification, as_json=as_json)
 
 
 def _check_graph_options(

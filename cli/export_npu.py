@@ -21,8 +21,16 @@ SEQUENCES, LENGTH = 16, 512
 VERIFY_SEQUENCES, VERIFY_LENGTH = 2, 128
 
 
-def export_npu(
-    checkpoint: str, output: Path, choice: NpuChoice, card: CardChoice, *, verify: bool, threads: int, as_json: bool
+def export_to(
+    target: str,
+    checkpoint: str,
+    output: Path,
+    choice: NpuChoice,
+    card: CardChoice,
+    *,
+    verify: bool,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Write the package; see `qtool export`."""
     from qtool.cli.corpus import load_tokens
@@ -91,7 +99,7 @@ def export_npu(
                 raise GateFailed(output, f"does not pass: {result.failure}", "calibrate on more text, or report this")
             write_file(staging.path / "verification.json", result.to_bytes())
         verification = result.to_json() if result else None
-        write_card(staging.path, "npu", details, weights, card, verification=verification, evaluation=evaluation)
+        write_card(staging.path, target, details, weights, card, verification=verification, evaluation=evaluation)
         parents = [*weights.parents, Parent(kind="text", digest=tokens.text_sha256)]
         if statistics is not None:
             parents.append(Parent(kind="statistics", digest=statistics.digest))

@@ -116,8 +116,15 @@ def _print_lowered(details: dict[str, Any]) -> None:
     if details.get("kv", "float32") != "float32":
         title += f", cache {details['kv']}"
     table(title, ["lowered nodes", "count"], rows)
+    if (levels := details.get("accuracy_levels")) is not None:
+        rounded = sum(node["int8"] for node in levels["nodes"].values())
+        out.print(f"accuracy levels: {rounded} of {len(levels['nodes'])} nodes with INT8 activations", markup=False)
     if (prefill := details.get("prefill")) is not None:
-        out.print(f"prompts: fill.onnx, {prefill['scheme']}, {prefill['data_bytes'] / 1e6:.1f} MB more", markup=False)
+        memory = f", {prefill['memory_bytes'] / 1e6:.1f} MB in memory" if "memory_bytes" in prefill else ""
+        size = f"{prefill['data_bytes'] / 1e6:.1f} MB more{memory}"
+        out.print(f"prompts: fill.onnx, {prefill['scheme']}, {size}", markup=False)
+        if "int8" in prefill:
+            out.print(f"in INT8 there: {', '.join(prefill['int8'])}", markup=False)
 
 
 def _print_folder(path: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Options of `qtool export --target npu`, handed to the command as one argument `npu`."""
+"""Options of `qtool export --target npu` (two of them tensorrt's too), handed to the command as one argument `npu`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import click
 from qtool.cli import options
 from qtool.errors import UsageError
 
+# What targets other than npu read of these.
+READ_BY = {"tensorrt": ("chunk", "context")}
 OPTION_NAMES = {"islands": "island", "largest_error": "max-island-error", "prefix": "prefix-token"}
 
 
@@ -35,10 +37,14 @@ class NpuChoice:
 
     def check(self, target: str) -> None:
         """Raises UsageError for an option that another target does not read."""
-        given = [name for name, value in vars(self).items() if value not in (None, ())]
+        read = READ_BY.get(target, ())
+        given = [name for name, value in vars(self).items() if value not in (None, ()) and name not in read]
         if target != "npu" and given:
             name = OPTION_NAMES.get(given[0], given[0])
-            raise UsageError(f"--{name}", f"is no option of target {target}", "add --target npu")
+            others = [other for other, names in READ_BY.items() if given[0] in names and other != target]
+            raise UsageError(
+                f"--{name}", f"is no option of target {target}", f"add --target {' or '.join(['npu', *others])}"
+            )
 
 
 def npu_options(command: options.Command) -> options.Command:
@@ -52,8 +58,16 @@ def npu_options(command: options.Command) -> options.Command:
     return options.as_one(
         "npu",
         NpuChoice,
-        click.option("--chunk", type=click.IntRange(2, 4096), help="npu: tokens of a prefill call.  [default: 128]"),
-        click.option("--context", type=click.IntRange(4, 1_048_576), help="npu: slots of the cache.  [default: 1024]"),
+        click.option(
+            "--chunk",
+            type=click.IntRange(2, 4096),
+            help="npu: tokens of a prefill call; tensorrt: the most of them.  [default: 128; tensorrt: 512]",
+        ),
+        click.option(
+            "--context",
+            type=click.IntRange(4, 1_048_576),
+            help="npu, tensorrt: tokens that the cache holds.  [default: 1024; tensorrt: 4096]",
+        ),
         click.option(
             "--activations",
             type=click.Choice(["uint16", "uint8"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from qtool.cli.options import EngineChoice
     from qtool.quantize.artifacts.weights import WeightSource
     from qtool.runtime.session import Session
+
+# By a package's target: module and name of its session, and what it is called.
+PACKAGE_SESSIONS = {
+    "cpu": ("qtool.runtime.ort", "OrtSession", "package in ONNX Runtime"),
+    "npu": ("qtool.runtime.npu", "NpuSession", "NPU package simulated in ONNX Runtime"),
+    "cuda": ("qtool.runtime.ort", "OrtSession", "CUDA package on ONNX Runtime's CPU provider"),
+    "tensorrt": ("qtool.runtime.device", "TensorRtSession", "TensorRT package simulated in ONNX Runtime"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +110,10 @@ def open_subject(argument: str, *, threads: int, length: int, engine: EngineChoi
 
 
 def open_packaged(folder: Path, manifest: Manifest, *, threads: int, length: int) -> Session:
-    """A package in ONNX Runtime, one of --target npu as its graphs simulate it."""
-    if manifest.details["target"] == "npu":
-        from qtool.runtime.npu import NpuSession
-
-        return NpuSession(folder, threads=threads, max_length=length)
-    from qtool.runtime.ort import OrtSession
-
-    return OrtSession(folder, threads=threads, max_length=length)
+    """A package in what runs its target here."""
+    module, name, _ = PACKAGE_SESSIONS[manifest.details["target"]]
+    session: Session = getattr(importlib.import_module(module), name)(folder, threads=threads, max_length=length)
+    return session
 
 
 def open_native(source: WeightSource, *, threads: int, length: int, device: str | None) -> Session:
@@ -180,9 +185,7 @@ def _open_package(folder: Path, *, threads: int, length: int) -> Subject:
         session=open_packaged(folder, manifest, threads=threads, length=length),
         tokenizer_files={"tokenizer.json": (folder / "tokenizer.json").read_bytes()},
         digest=manifest.digest,
-        description="NPU package simulated in ONNX Runtime"
-        if manifest.details["target"] == "npu"
-        else "package in ONNX Runtime",
+        description=PACKAGE_SESSIONS[manifest.details["target"]][2],
         model_digest=_model_digest(manifest.parents),
         calibration_windows=tuple(manifest.details["calibration_windows"]),
     )

@@ -24,6 +24,7 @@ from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.package_files import FILL_MODEL
 from qtool.quantize.artifacts.store import open_artifact
 from qtool.quantize.artifacts.weights import WeightSource
+from qtool.runtime.device import DEVICE_TARGETS
 from qtool.runtime.evaluate import Progress, evaluate, evaluate_together
 from qtool.runtime.ort.session import GENAI_CONFIG, OrtSession
 from qtool.runtime.reference.int8_cache import Scales, StaticInt8Cache
@@ -163,7 +164,7 @@ def verify_export(
     prompts, new_cache = None, None if scales is None else partial(StaticInt8Cache, scales)
     if "prefill" in details:
         assert isinstance(source, QuantizedCheckpoint)
-        prompts = make_prompt_probes(folder, source, details["prefill"]["nodes"], tokens, threads, progress, new_cache)
+        prompts = make_prompt_probes(folder, source, details["prefill"], tokens, threads, progress, new_cache)
     decode_tokens = tokens[:1, :DECODE_TOKENS]
     length = tokens.shape[1]
     opened = ReferenceSession(source, new_cache=new_cache), _open(folder, threads, length)
@@ -206,6 +207,10 @@ def verify_package(folder: Path, *, progress: Progress, threads: int | None = No
         from qtool.runtime.npu.verify import verify_npu_package  # it builds on this module
 
         return verify_npu_package(folder, progress=progress, threads=threads)
+    if manifest.details["target"] in DEVICE_TARGETS:
+        from qtool.runtime.device.verify import verify_device_package  # it builds on this module
+
+        return verify_device_package(folder, progress=progress, threads=threads)
     probes = read_probes(folder)
     nodes: Nodes = manifest.details["nodes"]
     graph = PackageGraph(folder, threads=threads)

@@ -3,7 +3,7 @@
 Same weights, same machine, engines asked in turn within each round; what is judged is the ratio of each round, so that
 a machine that drifts drifts for all. Every engine computes the logits of a prompt's last token alone (the builder with
 prune_lm_head). Beside the speed stand each engine's perplexity on one text, scored through the very file and runtime
-that are timed, and its resident memory after the rounds. Run it alone: `make bench`.
+that are timed, and its resident memory after the rounds and at its highest. Run it alone: `make bench`.
 
     python bench/speed/cpu.py --output bench/results/cpu-smollm2.json
     python bench/speed/cpu.py --llama .demo/llama/bin/python      # has llama-cpp-python, see llama_peer.py
@@ -38,6 +38,10 @@ LLAMA, BUILDER = "llama.cpp Q4_0", "builder int4, block 32"
 BUILDER_BLOCKS = (32, 64, 128)
 # Against whom, phase, at least this ratio for the best of qtool's engines.
 TARGETS = ((LLAMA, "prefill", 1.4), (LLAMA, "decode", 1.2), (BUILDER, "prefill", 1.15), (BUILDER, "decode", 1.15))
+# Resident memory of qtool's engines is to be at most this much of a peer's.
+MEMORY_TARGET = 1.2
+# What --prefill-memory is given in one row: of the INT8 weights of all linears.
+PROMPT_SHARE = 0.915
 OURS = "qtool"
 SCORED = (4, 512)
 Rounds = list[dict[str, tuple[float, float]]]
@@ -184,8 +188,13 @@ def open_engines(models: Models, options: argparse.Namespace) -> dict[str, Engin
     hybrid = str(models.ours("hybrid", "W4A8", *both[:2]))
     commands["qtool, prompts W8A8"] = (*worker, "qtool", hybrid, threads)
     commands["qtool, + KV INT8"] = (*worker, "qtool", str(models.ours("hybrid-kv8", "W4A8", *both)), threads)
+    limit = str(int(PROMPT_SHARE * (Path(hybrid) / "fill.onnx.data").stat().st_size))
+    limited = str(models.ours("hybrid-kv8-limited", "W4A8", *both, "--prefill-memory", limit))
+    commands["qtool, + limit of INT8 weights"] = (*worker, "qtool", limited, threads)
     lean = str(models.ours("hybrid-kv8-head4", "W4A8", *both, head="W4A8"))
     commands["qtool, + head in 4 bits"] = (*worker, "qtool", lean, threads)
+    pipeline = str(models.ours("hybrid-genai", "W4A8", *both[:2], "--prefill-for", "genai"))
+    commands["qtool, prompts W8A8, in genai"] = (*worker, "genai", pipeline, threads)
     if options.w8a8:
         commands["qtool W8A8 per token"] = (*worker, "qtool", str(models.ours("w8a8", "W8A8")), threads)
     return {name: Engine(*command) for name, command in commands.items()}
@@ -285,11 +294,30 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def memory_targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every engine of qtool and every peer, how much of the peer's resident memory it takes."""
+    resident = {row["engine"]: row["resident_bytes"] for row in rows}
+    return [
+        {
+            "engine": row["engine"],
+            "peer": peer,
+            "target": MEMORY_TARGET,
+            "reached": row["resident_bytes"] / resident[peer],
+            "highest": row["highest_bytes"] / resident[peer],
+            "met": row["resident_bytes"] <= MEMORY_TARGET * resident[peer],
+        }
+        for row in rows
+        for peer in (LLAMA, BUILDER)
+        if row["engine"].startswith(OURS) and peer in resident
+    ]
+
+
 def report(rows: list[dict[str, Any]], rounds: Rounds, options: argparse.Namespace) -> None:
     print(f"\n{processor()}, {options.threads} threads, {len(rounds)} rounds, {options.prompt} + {options.new} tokens")
     peers = [peer for peer in (LLAMA, BUILDER) if peer in rounds[0]]
     heads = [f"{phase} / {peer}" for peer in peers for phase in ("prefill", "decode")]
-    print(f"{'':30}{'prefill':>9}{'decode':>8}" + "".join(f"{head:>34}" for head in heads) + f"{'MB':>7}{'ppl':>9}")
+    columns = f"{'':30}{'prefill':>9}{'decode':>8}" + "".join(f"{head:>34}" for head in heads)
+    print(f"{columns}{'MB':>7}{'peak':>7}{'ppl':>9}")
     for row in rows:
         prefill, decode = (row[f"{phase}_tokens_per_s"]["median"] for phase in ("prefill", "decode"))
         line = f"{row['engine']:30}{prefill:9.0f}{decode:8.0f}"
@@ -298,12 +326,17 @@ def report(rows: list[dict[str, Any]], rounds: Rounds, options: argparse.Namespa
                 ratio = row[f"{phase}_ratio"][peer]
                 line += f"{ratio['median']:18.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
         perplexity = f"{row['perplexity']:9.3f}" if "perplexity" in row else f"{'':9}"
-        print(f"{line}{row['resident_bytes'] / 1e6:7.0f}{perplexity}")
+        print(f"{line}{row['resident_bytes'] / 1e6:7.0f}{row['highest_bytes'] / 1e6:7.0f}{perplexity}")
     reached = targets(rows)
     for target in reached:
         verdict = "met" if target["met"] else "MISSED"
         ratio = f"{target['reached']:.2f} of {target['target']:.2f}"
         print(f"{target['engine']:30} {target['phase']:8} against {target['peer']:24} {ratio}  {verdict}")
+    memory = memory_targets(rows)
+    for target in memory:
+        verdict = "met" if target["met"] else "MISSED"
+        ratio = f"{target['reached']:.2f} (highest {target['highest']:.2f}) of {target['target']:.2f}"
+        print(f"{target['engine']:30} {'memory':8} against {target['peer']:24} {ratio}  {verdict}")
     if options.output:
         packages = ("qtool-compiler", "onnxruntime", "onnxruntime-genai", "mobius-onnx", "numpy")
         data = {
@@ -316,6 +349,7 @@ def report(rows: list[dict[str, Any]], rounds: Rounds, options: argparse.Namespa
             "logits": "last token only",
             "rows": rows,
             "targets": reached,
+            "memory_targets": memory,
         }
         options.output.write_text(json.dumps(data, indent=2) + "\n")
 

@@ -1,12 +1,13 @@
 """A checkpoint's own weights on an 8-bit grid: what a prompt is read with where a package has a graph for it.
 
-Every quantized linear but the head takes the scheme W8A8 per channel and token; its codes are the nearest ones to what
-the checkpoint's codes stand for, behind the same transform and beside the same side products. A 4-bit weight moves by
-at most half of 1/127 of its row's largest; what the 4 bits lost is not restored.
+Every quantized linear but the head, or those of some names, takes the scheme W8A8 per channel and token; its codes are
+the nearest ones to what the checkpoint's codes stand for, behind the same transform and beside the same side products.
+A 4-bit weight moves by at most half of 1/127 of its row's largest; what the 4 bits lost is not restored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -20,13 +21,20 @@ SMALLEST_SCALE = 2.0**-100
 
 
 class Int8Weights(QuantizedCheckpoint):
-    """A view of an opened checkpoint."""
+    """A view of an opened checkpoint.
 
-    def __init__(self, checkpoint: QuantizedCheckpoint) -> None:
+    Args:
+        checkpoint: whose weights these are.
+        leaves: what the linears that are INT8 are called in their layers, "down_proj"; the others stay as they are
+            stored. None for all.
+    """
+
+    def __init__(self, checkpoint: QuantizedCheckpoint, leaves: Collection[str] | None = None) -> None:
         self.__dict__.update(checkpoint.__dict__)
         scheme = layer_scheme("W8A8")
         self.schemes: dict[str, LayerScheme] = {
-            module: stored if module == HEAD else scheme for module, stored in checkpoint.schemes.items()
+            module: stored if module == HEAD or not _named(module, leaves) else scheme
+            for module, stored in checkpoint.schemes.items()
         }
         self._stored = checkpoint
 
@@ -48,3 +56,7 @@ class Int8Weights(QuantizedCheckpoint):
             input_scale=None,
             scheme=scheme,
         )
+
+
+def _named(module: str, leaves: Collection[str] | None) -> bool:
+    return leaves is None or module.rpartition(".")[2] in leaves

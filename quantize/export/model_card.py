@@ -56,6 +56,16 @@ class LayoutWords:
 _QTOOL = (
     ("bash", "qtool verify {}\nqtool run {} --prompt \"The capital of France is\"\nqtool evaluate {} -o report.json"),
 )
+# Plain ONNX Runtime with the options that lie beside the model.
+_FROM_SESSION_FILE = (
+    "import json\nfrom pathlib import Path\n\nimport onnxruntime as ort\n\n"
+    'given = json.loads(Path("session.json").read_text())\n'
+    "options = ort.SessionOptions()\n"
+    'options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, given["graph_optimization_level"])\n'
+    'for key, value in given["config_entries"].items():\n    options.add_session_config_entry(key, value)\n'
+    'providers = [tuple(provider) for provider in given["providers"]]\n'
+    'session = ort.InferenceSession(given["model"], options, providers=providers)'
+)
 LAYOUT_WORDS: dict[str, LayoutWords] = {
     "genai": LayoutWords(
         library="onnxruntime-genai",
@@ -93,6 +103,30 @@ LAYOUT_WORDS: dict[str, LayoutWords] = {
     ),
     "npu": LayoutWords(
         library="onnx", tags=("onnx", "qnn"), purpose="the QNN execution provider of ONNX Runtime", commands=_QTOOL
+    ),
+    "cuda": LayoutWords(
+        library="onnxruntime-genai",
+        tags=("onnx", "onnxruntime-genai", "cuda"),
+        purpose="the CUDA execution provider of ONNX Runtime, and onnxruntime-genai",
+        commands=(
+            (
+                "bash",
+                "pip install onnxruntime-genai-cuda     # genai_config.json names the provider\n"
+                'python -c "import onnxruntime_genai as og; og.Model(\'.\')"',
+            ),
+            ("python", _FROM_SESSION_FILE),
+            *_QTOOL,
+        ),
+    ),
+    "tensorrt": LayoutWords(
+        library="tensorrt",
+        tags=("onnx", "tensorrt"),
+        purpose="TensorRT",
+        commands=(
+            ("bash", "trtexec $(cat trtexec.txt)     # writes model.plan: profile 0 decodes, profile 1 reads prompts"),
+            ("python", _FROM_SESSION_FILE),
+            *_QTOOL,
+        ),
     ),
     "compressed-tensors": LayoutWords(
         library="transformers",

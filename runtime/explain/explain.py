@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from qtool.runtime.explain.facts import Facts
 from qtool.runtime.explain.head import head_of, last_token_only
 from qtool.runtime.explain.kernels import Kernel, recognise
 from qtool.runtime.explain.linears import linear_name, linear_of, role_of
+from qtool.runtime.explain.online import site_of, sites_of
 from qtool.runtime.explain.optimized_graph import Optimized, Settings, optimize
-from qtool.runtime.explain.report import Explanation, LinearReport, Part
+from qtool.runtime.explain.report import Explanation, LinearReport, OnlineShare, Part
 from qtool.runtime.explain.traps import find_traps
 
 # Nodes that move no data.
 FREE = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Shape")
-ATTENTION_PART, OTHER_PART = "attention", "other nodes"
+ATTENTION_PART, ONLINE_PART, OTHER_PART = "attention", "online transforms, other nodes", "other nodes"
 UNTRACED = Kernel(label="not found in the optimized graph", compute="unknown", activations="unknown", rate="float")
 
 
@@ -56,6 +57,7 @@ def explain(path: Path, settings: Settings | None = None, *, length: int = 512) 
     names = {
         id(optimized.ran_as[index]): report.name for index, report in enumerate(linears) if index in optimized.ran_as
     }
+    online = _online(optimized, linears, share.get(ONLINE_PART, (0.0, 0.0)))
     facts = Facts(
         source=optimized.source,
         view=view,
@@ -63,6 +65,7 @@ def explain(path: Path, settings: Settings | None = None, *, length: int = 512) 
         level=optimized.level,
         refused=optimized.refused,
         names=names,
+        online=online,
     )
     return Explanation(
         file=str(path),
@@ -87,6 +90,7 @@ def explain(path: Path, settings: Settings | None = None, *, length: int = 512) 
         traps=find_traps(facts),
         weight_bytes=sum(linear.weight_bytes for linear in linears),
         cache_bytes=cache_bytes_per_token(view) * length,
+        online=online,
     )
 
 
@@ -118,20 +122,42 @@ def _linear(optimized: Optimized, index: int, config: Mapping[str, str], length:
 
 
 def _parts(optimized: Optimized, length: int) -> dict[str, tuple[int, Cost]]:
-    """Attention and all other nodes: how many of each, and their price."""
+    """Attention, online transforms and all other nodes: how many of each, and their price."""
     linears = [linear for node in optimized.ran_as.values() if (linear := linear_of(optimized.view, node))]
     counted = {id(node) for linear in linears for node in (linear.node, *linear.between)}
     counted |= {id(node) for node in optimized.ran_as.values()}
     rest = [node for node in optimized.view.nodes if id(node) not in counted]
     attention = [node for node in rest if node.op_type in ATTENTION]
-    others = [node for node in rest if node.op_type not in (*ATTENTION, *FREE)]
+    online = [node for node in rest if node.op_type not in FREE and site_of(str(node.name)) is not None]
+    apart = {id(node) for node in online}
+    others = [node for node in rest if node.op_type not in (*ATTENTION, *FREE) and id(node) not in apart]
     width = _median([linear.k for linear in linears])
     parts = {}
     if attention:
         parts[ATTENTION_PART] = (len(attention), attention_cost(optimized.view, length))
+    if online:
+        parts[ONLINE_PART] = (len(online), other_cost(len(online), width, length))
     if others:
         parts[OTHER_PART] = (len(others), other_cost(len(others), width, length))
     return parts
+
+
+def _online(
+    optimized: Optimized, linears: Sequence[LinearReport], rest: tuple[float, float]
+) -> OnlineShare | None:
+    """The online transforms: their products, which are linears, and the other nodes, of which the shares are given."""
+    names = [str(node.name) for node in optimized.view.nodes]
+    online = [name for name in names if site_of(name) is not None]
+    if not online:
+        return None
+    products = [linear for linear in linears if site_of(linear.node) is not None]
+    return OnlineShare(
+        nodes=len(online),
+        sites=sites_of(online),
+        decodes=any(not name.startswith("present") for name in optimized.view.outputs),
+        decode_share=rest[0] + sum(linear.decode_share for linear in products),
+        prefill_share=rest[1] + sum(linear.prefill_share for linear in products),
+    )
 
 
 def _median(numbers: list[int]) -> int:

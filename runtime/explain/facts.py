@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qtool.runtime.explain.graph import GraphView, Node
-from qtool.runtime.explain.report import LinearReport, Trap
+from qtool.runtime.explain.report import LinearReport, OnlineShare, Trap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Facts:
         level: at which the model loaded.
         refused: the runtime's words where it did not load at the level asked for.
         names: optimized node's id to the linear's name.
+        online: the online transforms, where there are some.
     """
 
     source: GraphView
@@ -27,6 +28,7 @@ class Facts:
     level: str
     refused: str | None
     names: Mapping[int, str]
+    online: OnlineShare | None = None
 
     def name(self, node: Node) -> str:
         """What to call a node: its linear's name, its own, or its operator."""

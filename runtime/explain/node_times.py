@@ -12,6 +12,7 @@ from typing import Any
 from qtool.errors import InputRefused
 from qtool.runtime.explain.child import run_child
 from qtool.runtime.explain.model_files import ModelFile
+from qtool.runtime.explain.online import site_of
 from qtool.runtime.explain.optimized_graph import LEVELS
 from qtool.runtime.explain.report import Explanation, Measured
 
@@ -56,6 +57,8 @@ def measure(file: ModelFile, explanation: Explanation, *, steps: int, threads: i
         decode_ms=statistics.median(_total(run) for run in answer["decode"]) / 1e3,
         prefill_ms=_total(answer["prefill"]) / 1e3,
         rows=_rows(roles, answer["prefill"], answer["decode"]),
+        online_decode_share=statistics.median(_online_share(run) for run in answer["decode"]),
+        online_prefill_share=_online_share(answer["prefill"]),
     )
 
 
@@ -79,6 +82,11 @@ def _by_kind(roles: Mapping[str, str], run: Any) -> dict[str, list[float]]:
     for node, operator, microseconds in run:
         found[f"{operator} {roles[node]}" if node in roles else operator].append(microseconds)
     return dict(found)
+
+
+def _online_share(run: Any) -> float:
+    online = sum(microseconds for node, _, microseconds in run if site_of(node) is not None)
+    return float(online / (_total(run) or 1))
 
 
 def _total(run: Any) -> float:

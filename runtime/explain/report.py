@@ -82,6 +82,24 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineShare:
+    """What transforms of activations at run time take, their products and all other nodes together.
+
+    Attributes:
+        nodes: how many.
+        sites: the linears that they belong to.
+        decodes: whether the graph has decode steps; one that only fills the cache has none.
+        decode_share, prefill_share: predicted.
+    """
+
+    nodes: int
+    sites: tuple[str, ...]
+    decodes: bool
+    decode_share: float
+    prefill_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Time by kind of node, from the runtime's profiler.
 
@@ -91,6 +109,7 @@ class Measured:
         steps: decode steps.
         decode_ms: the median step, and prefill_ms: the one prefill; sums over nodes.
         rows: kind of node → (nodes, share of the decode steps, share of the prefill).
+        online_decode_share, online_prefill_share: of online transforms.
     """
 
     threads: int
@@ -99,6 +118,8 @@ class Measured:
     decode_ms: float
     prefill_ms: float
     rows: Mapping[str, tuple[int, float, float]]
+    online_decode_share: float = 0.0
+    online_prefill_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +139,7 @@ class Explanation:
         traps: warnings first.
         weight_bytes: of all linears, one token.
         cache_bytes: of the KV cache at `length` tokens.
+        online: the online transforms, None where there are none.
         measured: with --profile.
     """
 
@@ -133,6 +155,7 @@ class Explanation:
     traps: tuple[Trap, ...]
     weight_bytes: int
     cache_bytes: int
+    online: OnlineShare | None = None
     measured: Measured | None = None
 
     @property

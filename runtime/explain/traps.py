@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from qtool.runtime.explain import graph_traps, linear_traps
 from qtool.runtime.explain.facts import Facts
+from qtool.runtime.explain.online import costly_transforms
 from qtool.runtime.explain.report import Trap
 
 TRAPS: tuple[Callable[[Facts], Trap | None], ...] = (
@@ -25,6 +26,7 @@ TRAPS: tuple[Callable[[Facts], Trap | None], ...] = (
     graph_traps.no_cache,
     graph_traps.cache_not_in_place,
     graph_traps.all_logits,
+    costly_transforms,
     linear_traps.silently_rounded,
     linear_traps.one_scale_for_all,
     linear_traps.unknown_kernels,

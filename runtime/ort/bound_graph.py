@@ -16,11 +16,11 @@ import onnxruntime as ort
 
 from qtool.errors import InputRefused, UsageError
 from qtool.quantize.artifacts.weights import FloatArray
+from qtool.runtime.ort.cache_memory import CacheMemory, Forms
 from qtool.runtime.session import IntArray
 
 PAST, PRESENT = "past_key_values.", "present."
 LOGITS, LOGITS_FROM = "logits", "logits_from"
-ALIGNMENT_BYTES = 64
 CACHE_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -79,7 +79,8 @@ class BoundGraph:
         wanted = self._cache_shapes(outputs, max_length)
         if cache is not None and any(cache[name].dtype != form[1] for name, form in wanted.items() if name in cache):
             cache = None
-        self.cache: Cache = {name: _zeros(*form) for name, form in wanted.items()} if cache is None else cache
+        self._memory = CacheMemory(wanted) if cache is None else None
+        self.cache: Cache = self._memory.arrays if self._memory is not None else cache or {}
         self._bind_cache(wanted)
         self._ones = np.ones((1, max_length), dtype=np.int64)
         self._positions = np.arange(max_length, dtype=np.int64)[None]
@@ -131,16 +132,21 @@ class BoundGraph:
             self._bind_view("position_ids", self._positions, new, past)
         self._session.run_with_iobinding(self._binding)
 
+    def give_back_cache(self) -> None:
+        """Return the memory of a cache of its own; it is taken anew where it is written."""
+        if self._memory is not None:
+            self._memory.give_back()
+
     def close(self) -> None:
         """Free the session; using it afterwards is an error."""
-        self._binding = self._session = None
+        self._binding = self._session = self._memory = None
         self.cache = {}
 
     def _bind_view(self, name: str, row: IntArray, count: int, start: int) -> None:
         pointer = row.ctypes.data + start * row.itemsize
         self._binding.bind_input(name, "cpu", 0, np.int64, (1, count), pointer)
 
-    def _bind_cache(self, wanted: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]) -> None:
+    def _bind_cache(self, wanted: Forms) -> None:
         found = {name: (array.shape, array.dtype.type) for name, array in self.cache.items()}
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
@@ -150,9 +156,7 @@ class BoundGraph:
             self._binding.bind_input(name, *form)
             self._binding.bind_output(name.replace(PAST, PRESENT, 1), *form)
 
-    def _cache_shapes(
-        self, outputs: Mapping[str, Any], max_length: int
-    ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    def _cache_shapes(self, outputs: Mapping[str, Any], max_length: int) -> Forms:
         wanted: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {}
         for name, arg in self._inputs.items():
             if not name.startswith(PAST):
@@ -177,11 +181,3 @@ class BoundGraph:
         if outputs[LOGITS].type != "tensor(float)" or not isinstance(size, int):
             raise InputRefused(f"{self._path}: logits", "are not float32 with a fixed vocabulary", "export again")
         return size
-
-
-def _zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Zeros that begin at a cache line."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    room = np.zeros(size + ALIGNMENT_BYTES, dtype=np.uint8)
-    start = -room.ctypes.data % ALIGNMENT_BYTES
-    return room[start : start + size].view(dtype).reshape(shape)

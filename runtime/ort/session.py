@@ -9,7 +9,8 @@ and what lies between two products stays in the processor's cache.
 
 A package may bring a second graph that only fills the cache (`fill.onnx`, see export/onnx/fill_graph.py). A prompt
 of more than FILL_ABOVE tokens then goes through it but for its last token, which the model itself answers. Where the
-model's cache is INT8, it fills one of floats, and what it filled is rounded over.
+model's cache is INT8, it fills one of floats, and what it filled is rounded over. A graph that has logits answers every
+prompt of more than one token by itself, as onnxruntime-genai has it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def session_options(threads: int | None, *, spinning: bool = True) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
+    # A plan of the memory is kept for every length of the attention mask, of which each step has another.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     return options
 
@@ -98,7 +101,8 @@ class OrtSession:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         graph = BoundGraph(path, options, self._max_length, self._model.cache)
         if graph.cache is not self._model.cache:
-            self._copies = CacheCopies(self._model.properties, graph.cache, self._model.cache)
+            caches = graph.cache, self._model.cache
+            self._copies = CacheCopies(self._model.properties, *caches, graph.give_back_cache)
         return graph
 
     @property
@@ -121,28 +125,32 @@ class OrtSession:
         """See Session; B is 1. Later calls continue, so a long prompt may come in chunks.
 
         Where the package has a graph for prompts, row t is what the package answers to a prompt of more than FILL_ABOVE
-        tokens that ends there: the model's step on token t behind a cache that was filled. That takes a step a row.
+        tokens that ends there: the graph's own row where it has logits, else the model's step on token t behind a cache
+        that was filled. That takes a step a row.
         """
         ids = self._prompt(tokens)
-        if self._fill is not None:
+        if self._fill is not None and not self._answers(ids):
             return self._prefill_row_by_row(ids)
         self._stepping = False
-        logits = self._model.all_logits(ids, self._length)
+        graph = self._fill if self._fill is not None else self._model
+        logits = graph.all_logits(ids, self._length)
         self._length += ids.shape[1]
         return logits
 
     def prefill_last(self, tokens: IntArray) -> FloatArray:
         """Append tokens [1, T] to the cache and return the logits of the last one alone, [1, V]: what a prompt
         costs when it is answered."""
-        ids = self._prompt(tokens)
-        if self._fill is not None and ids.shape[1] > FILL_ABOVE:
+        ids, graph = self._prompt(tokens), self._model
+        if self._fill is not None and self._answers(ids):
+            graph = self._fill
+        elif self._fill is not None and ids.shape[1] > FILL_ABOVE:
             self._fill_cache(ids[:, :-1])
             ids = ids[:, -1:]
         for start in range(0, ids.shape[1], CHUNK):
             part = np.ascontiguousarray(ids[:, start : start + CHUNK])
-            rows = 1 if self._model.counts else part.shape[1]
+            rows = 1 if graph.counts else part.shape[1]
             logits = np.empty((1, rows, self._vocab_size), dtype=np.float32)
-            self._run(self._model, part, logits)
+            self._run(graph, part, logits)
         return logits[:, -1]
 
     def decode(self, tokens: IntArray) -> FloatArray:
@@ -173,6 +181,10 @@ class OrtSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _answers(self, ids: IntArray) -> bool:
+        """Whether the graph for prompts answers this one by itself."""
+        return self._fill is not None and self._fill.vocab_size is not None and ids.shape[1] > 1
+
     def _prompt(self, tokens: IntArray) -> IntArray:
         check_tokens(tokens, dims=2, vocab_size=self._vocab_size)
         if tokens.shape[0] != 1:
@@ -199,6 +211,8 @@ class OrtSession:
     def _step(self) -> None:
         self._check_room(1)
         if not self._stepping:
+            if self._copies is not None:
+                self._copies.forget_floats()
             self._model.bind(self._token, self._step_logits)
             self._stepping = True
         self._model.run(self._length, 1)

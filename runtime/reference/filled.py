@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
 import numpy as np
@@ -21,12 +21,17 @@ class FilledReference:
     Args:
         checkpoint: takes the steps; its weights on an 8-bit grid fill the cache.
         new_cache: of the steps, see ReferenceSession; the prompt itself is read with one of floats.
+        int8: which linears are on that grid, see Int8Weights.
     """
 
     def __init__(
-        self, checkpoint: QuantizedCheckpoint, *, new_cache: Callable[[Any], DynamicCache] | None = None
+        self,
+        checkpoint: QuantizedCheckpoint,
+        *,
+        new_cache: Callable[[Any], DynamicCache] | None = None,
+        int8: Collection[str] | None = None,
     ) -> None:
-        self._fill = ReferenceSession(Int8Weights(checkpoint))
+        self._fill = ReferenceSession(Int8Weights(checkpoint, int8))
         self._step = ReferenceSession(checkpoint, new_cache=new_cache)
 
     @property

@@ -18,7 +18,10 @@ _CHILD = """
 import json, sys
 import onnxruntime_genai as og
 folder, prompt, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-model = og.Model(folder)
+config = og.Config(folder)
+if sys.argv[4] == "cpu":
+    config.clear_providers()
+model = og.Model(config)
 params = og.GeneratorParams(model)
 params.set_search_options(do_sample=False, min_length=len(prompt) + count, max_length=len(prompt) + count)
 generator = og.Generator(model, params)
@@ -29,15 +32,22 @@ print(json.dumps([int(i) for i in generator.get_sequence(0)][len(prompt):]))
 """
 
 
-def genai_generates(folder: Path, prompt: Sequence[int], vocab_size: int) -> str:
+def genai_generates(folder: Path, prompt: Sequence[int], vocab_size: int, *, on_cpu: bool = False) -> str:
     """Let onnxruntime-genai continue a prompt by NEW_TOKENS tokens.
+
+    Args:
+        folder: with a genai_config.json.
+        prompt: token ids.
+        vocab_size: of the model.
+        on_cpu: leave out the execution providers that the folder names.
 
     Returns:
         "pass", NOT_INSTALLED, or "fail: " and the reason.
     """
     if importlib.util.find_spec("onnxruntime_genai") is None:
         return NOT_INSTALLED
-    command = [sys.executable, "-I", "-c", _CHILD, str(folder.absolute()), json.dumps(list(prompt)), str(NEW_TOKENS)]
+    given = [str(folder.absolute()), json.dumps(list(prompt)), str(NEW_TOKENS), "cpu" if on_cpu else "named"]
+    command = [sys.executable, "-I", "-c", _CHILD, *given]
     environment = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
     try:
         child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -81,3 +81,43 @@ def test_what_does_not_go_together_is_refused(
         qtool("export", checkpoint, "-o", tmp_path / "package", *options)
     assert why in str(caught.value)
     assert not (tmp_path / "package").exists()
+
+
+def test_a_limit_of_memory(checkpoint: Path, tmp_path: Path) -> None:
+    limited = tmp_path / "limited"
+    base = ("--prefill", "w8a8", "--threads", 1)
+    with pytest.raises(UsageError) as refused:
+        qtool("export", checkpoint, "-o", limited, *base, "--prefill-memory", "1KB")
+    assert "0.0MB" in str(refused.value) and "allow 1MB" in str(refused.value) and not limited.exists()
+    qtool("export", checkpoint, "-o", limited, *base, "--prefill-memory", "40KiB", "--no-verify")
+    prefill = json.loads((limited / "manifest.json").read_text())["details"]["prefill"]
+    assert 0 < prefill["memory_bytes"] <= 40 * 1024 and 0 < len(prefill["int8"]) < 7
+    assert {node["op"] for node in prefill["nodes"].values()} >= {"MatMulNBits", "MatMulIntegerToFloat"}
+    inspected = qtool("inspect", limited)
+    assert "in memory" in inspected and f"in INT8 there: {', '.join(prefill['int8'])}" in inspected
+    assert qtool("run", limited, "--prompt", "Once upon a time there was", "--max-new-tokens", 4, "--threads", 1)
+
+
+def test_a_package_for_genai_is_verified(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--prefill", "w8a8", "--prefill-for", "genai", "--threads", 1)
+    written = json.loads(qtool("export", checkpoint, "-o", tmp_path / "package", *options, "--json"))
+    checks = {check["name"]: check["outcome"] for check in written["verification"]["checks"]}
+    assert checks["prompts"] == "pass" and checks["genai"] in ("pass", "skipped")
+    assert json.loads((tmp_path / "package" / "genai_config.json").read_text())["model"]["type"] == "decoder-pipeline"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--prefill-memory", "1GB"), "add --prefill w8a8"),
+        (("--prefill-for", "genai"), "add --prefill w8a8"),
+        (("--prefill", "w8a8", "--prefill-memory", "much"), "write 80MB"),
+        (("--prefill", "w8a8", "--prefill-for", "genai", "--kv", "int8"), "one cache for both"),
+    ],
+)
+def test_options_of_the_graph_for_prompts_that_do_not_go_together(
+    checkpoint: Path, tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        qtool("export", checkpoint, "-o", tmp_path / "package", *options)
+    assert why in str(caught.value)

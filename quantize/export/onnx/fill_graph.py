@@ -1,8 +1,9 @@
 """fill.onnx: the graph that reads a prompt into the cache, in INT8, beside a package's model.onnx.
 
 It takes what model.onnx takes and hands out the cache alone: no head, and of the last layer only keys and values, so
-none of that is computed or stored. Norms, rotary tables, the embedding and whatever else model.onnx holds under the
-same name are read out of its data file; fill.onnx.data holds the INT8 weights only.
+none of that is computed or stored; with logits it answers a prompt by itself, which onnxruntime-genai wants. Norms,
+rotary tables, the embedding, linears that are not INT8 and whatever else model.onnx holds under the same name are read
+out of its data file; fill.onnx.data holds the INT8 weights only.
 """
 
 from __future__ import annotations
@@ -18,11 +19,23 @@ from qtool.quantize.export.onnx.external_data import Progress, save_model
 LOGITS = "logits"
 
 
+def cache_outputs(graph: ir.Graph) -> list[ir.Value]:
+    """What a decoder's graph hands out beside the logits."""
+    return [value for value in graph.outputs if value.name != LOGITS]
+
+
+def drop_logits(fill: ir.Model) -> None:
+    """Let a graph hand out the cache alone."""
+    kept = cache_outputs(fill.graph)
+    fill.graph.outputs.clear()
+    fill.graph.outputs.extend(kept)
+
+
 def save_fill_graph(fill: ir.Model, model: ir.Model, folder: Path, progress: Progress) -> int:
-    """Cut a lowered graph down to what fills the cache, and write it.
+    """Cut a lowered graph down to what its outputs need, and write it.
 
     Args:
-        fill: lowered; without data in files.
+        fill: lowered; without data in files; it hands out the cache, and logits where they are wanted.
         model: model.onnx as it was saved.
         folder: where it was saved.
         progress: called with (tensors written, all tensors, name).
@@ -30,9 +43,6 @@ def save_fill_graph(fill: ir.Model, model: ir.Model, folder: Path, progress: Pro
     Returns:
         Bytes of the data file.
     """
-    kept = [value for value in fill.graph.outputs if value.name != LOGITS]
-    fill.graph.outputs.clear()
-    fill.graph.outputs.extend(kept)
     RemoveUnusedNodesPass()(fill)
     for name, value in fill.graph.initializers.items():
         there = model.graph.initializers.get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtool.quantize.artifacts.package_files import MODEL_FILE
@@ -27,12 +27,17 @@ SEARCH_DEFAULTS: dict[str, Any] = {
 }
 
 
-def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+def genai_config(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    provider_options: Sequence[Mapping[str, Mapping[str, str]]] = (),
+) -> dict[str, Any]:
     """The contents of genai_config.json.
 
     Args:
         config: the model's config.json.
         generation: its generation_config.json, or empty.
+        provider_options: one entry an execution provider; none is the CPU.
     """
     eos = _ids(generation.get("eos_token_id", config.get("eos_token_id")))
     heads = config["num_attention_heads"]
@@ -51,7 +56,7 @@ def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> di
             "vocab_size": config["vocab_size"],
             "decoder": {
                 "filename": MODEL_FILE,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": list(provider_options)},
                 "head_size": config.get("head_dim") or config["hidden_size"] // heads,
                 "hidden_size": config["hidden_size"],
                 "num_attention_heads": heads,
@@ -76,6 +81,36 @@ def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> di
             "past_present_share_buffer": True,
         },
     }
+
+
+def as_pipeline(contents: Mapping[str, Any], prompt_file: str) -> dict[str, Any]:
+    """The same configuration with a graph of its own for prompts: onnxruntime-genai runs it where it is given more than
+    one token, and the model where it is given one. Both take and hand out the same values, the cache among them.
+
+    Args:
+        contents: of `genai_config`.
+        prompt_file: the graph's name.
+    """
+    model, decoder = contents["model"], contents["model"]["decoder"]
+    layers, taken, made = range(decoder["num_hidden_layers"]), decoder["inputs"], decoder["outputs"]
+
+    def cache(names: Mapping[str, str], *templates: str) -> list[str]:
+        return [names[template] % layer for layer in layers for template in templates]
+
+    tokens = [taken["input_ids"], taken["attention_mask"]]
+
+    def stage(file: str, *, prompt: bool) -> dict[str, Any]:
+        return {
+            "filename": file,
+            "inputs": [*tokens, *cache(taken, "past_key_names", "past_value_names")],
+            "outputs": [made["logits"], *cache(made, "present_key_names", "present_value_names")],
+            "run_on_prompt": prompt,
+            "run_on_token_gen": not prompt,
+        }
+
+    stages = [{"prompt": stage(prompt_file, prompt=True)}, {"step": stage(decoder["filename"], prompt=False)}]
+    rest = {key: value for key, value in decoder.items() if key != "filename"}
+    return {**contents, "model": {**model, "type": "decoder-pipeline", "decoder": {**rest, "pipeline": stages}}}
 
 
 def _search(generation: Mapping[str, Any], key: str, default: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,34 @@ from qtool.quantize.artifacts.store import write_file
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 from qtool.quantize.export.onnx.cpu_target import MINIMUM_FOR_INT8_CACHE, MINIMUM_ONNXRUNTIME
 from qtool.quantize.export.onnx.external_data import Progress, save_model
-from qtool.quantize.export.onnx.fill_graph import save_fill_graph
+from qtool.quantize.export.onnx.fill_graph import FILL_MODEL, cache_outputs, drop_logits, save_fill_graph
 from qtool.quantize.export.onnx.front_end import bind_weights, build_float_graph
-from qtool.quantize.export.onnx.genai_config import genai_config
-from qtool.quantize.export.onnx.linears import HEAD, KindOf, Linear, SchemeOf, find_linears, node_path
+from qtool.quantize.export.onnx.genai_config import as_pipeline, genai_config
+from qtool.quantize.export.onnx.graph_target import GRAPH_TARGETS, GraphTarget
+from qtool.quantize.export.onnx.linears import HEAD, KindOf, Linear, SchemeOf, find_linears
+from qtool.quantize.export.onnx.lowered_nodes import describe_nodes
 from qtool.quantize.export.onnx.passes.drop_function_bodies import DropFunctionBodies
 from qtool.quantize.export.onnx.passes.drop_unused_outputs import DropUnusedOutputs
 from qtool.quantize.export.onnx.passes.fold_weights import FoldWeights
+from qtool.quantize.export.onnx.passes.half_floats import HalfFloats
 from qtool.quantize.export.onnx.passes.int8_cache import CACHE_SCALES, Int8Cache, scales_text
 from qtool.quantize.export.onnx.passes.last_logits import LastLogits
 from qtool.quantize.export.onnx.passes.matmul_nbits import MatMulNBits
-from qtool.quantize.export.onnx.passes.merge_gate_up import MergeGateUp
+from qtool.quantize.export.onnx.passes.merge_gate_up import PAIR, MergeGateUp
 from qtool.quantize.export.onnx.passes.metadata import Metadata
 from qtool.quantize.export.onnx.passes.node_names import NodeNames
 from qtool.quantize.export.onnx.passes.online_transforms import Online, OnlineTransforms
 from qtool.quantize.export.onnx.passes.pin_opset import PinOpset
 from qtool.quantize.export.onnx.passes.split_packed import SplitPacked
 from qtool.quantize.export.onnx.passes.tied_embedding import TiedEmbedding
-from qtool.quantize.export.onnx.passes.token_int8 import TokenInt8, float_ends
+from qtool.quantize.export.onnx.passes.token_int8 import TokenInt8
+from qtool.quantize.export.onnx.prompt_memory import choose_int8, head_bytes, memory_bytes, prompt_kinds
 
-TARGETS = ("cpu",)
+TARGETS = tuple(GRAPH_TARGETS)
+SESSION_FILE = "session.json"
 # Schemes of graphs that read prompts; their nodes are told from the model's by the prefix.
 PREFILLS = ("w8a8",)
 FILL_PREFIX = "prefill:"
-# Which inputs of a lowered linear hold its weight, scales and zero points.
-LOWERED = {"MatMulNBits": (1, 2, 3), "MatMulIntegerToFloat": (1, 3)}
 GENERATION_CONFIG, RECIPE_FILE = "generation_config.json", "recipe.yaml"
 
 
@@ -59,6 +62,8 @@ def export_package(
     merge_gate_up: bool = True,
     last_logits: bool = False,
     prefill: str | None = None,
+    prefill_memory: int | None = None,
+    prefill_logits: bool = False,
     cache_scales: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
     """Write model.onnx, model.onnx.data, genai_config.json, config.json and the tokenizer into a (staging) folder.
@@ -73,6 +78,8 @@ def export_package(
         merge_gate_up: compute the gate and up projections in one node.
         last_logits: hand out the last token's logits unless asked for more, see LastLogits; False for all.
         prefill: a name of PREFILLS to write a second graph that reads prompts, see fill_graph; None for none.
+        prefill_memory: the most bytes that its linears may take in memory, see prompt_memory; None: all are INT8.
+        prefill_logits: let it answer by itself, so that onnxruntime-genai runs it, see genai_config.as_pipeline.
         cache_scales: of an INT8 cache, see Int8Cache; None keeps floats.
 
     Returns:
@@ -80,8 +87,9 @@ def export_package(
         accuracy_level, rows, and `online`: see Online.describe), bits_per_weight (all bytes of the linears' weights,
         scales, zero points, side products and transforms over their number of weights), bits_per_weight_quantized
         (the same over the quantized linears alone), float_modules (linears that stayed in float), logits ("last" or
-        "all"), kv ("float32" or "int8 per channel"), and prefill where there is one: its scheme, its nodes by
-        FILL_PREFIX + name, and data_bytes, what it adds to the folder and to memory.
+        "all"), kv ("float32", "float16" or "int8 per channel"), and prefill where there is one: its scheme, its nodes
+        by FILL_PREFIX + name, int8 (what its linears in INT8 are called in their layers), logits (whether it has them),
+        data_bytes (what it adds to the folder) and memory_bytes (what its linears take in memory).
 
     Raises:
         UsageError: an unknown target, or a scheme or transform that the target does not compute, with the layer's name.
@@ -90,6 +98,8 @@ def export_package(
     if target not in TARGETS:
         raise UsageError(f"target {target!r}", "unknown", nearest(target, TARGETS))
     require_quantizable(checkpoint.config)
+    if target != "cpu" and (prefill is not None or cache_scales is not None):
+        raise UsageError(f"target {target}", "has one graph and a cache of floats", "leave out --prefill and --kv")
     _require_computable(checkpoint, target)
     generation = _generation_config(tokenizer_files)
     model = build_float_graph(checkpoint.config)
@@ -98,50 +108,98 @@ def export_package(
         LastLogits()(model)
     if cache_scales is not None:
         Int8Cache(cache_scales)(model)
-    linears, online = _lower(model, checkpoint, merge_gate_up)
+    form = GRAPH_TARGETS[target]
+    linears, online = _lower(model, checkpoint, merge_gate_up, form)
     minimum = MINIMUM_ONNXRUNTIME if cache_scales is None else MINIMUM_FOR_INT8_CACHE
     stored = {} if cache_scales is None else {CACHE_SCALES: scales_text(cache_scales)}
     Metadata(_properties(checkpoint, target, recipe_yaml, minimum) | stored)(model)
-    accounts = _account(model.graph, linears, online, checkpoint)
+    accounts = describe_nodes(model.graph, linears, online, _scheme_of(checkpoint))
     rows = "last" if last_logits else "all"
     details = {"target": target, "config": dict(checkpoint.config), "logits": rows, **accounts}
-    details["kv"] = "float32" if cache_scales is None else "int8 per channel"
+    floats = "float16" if form.half else "float32"
+    details["kv"] = floats if cache_scales is None else "int8 per channel"
     save_model(model, folder, progress)
     if prefill is not None:
-        weights, properties = _int8_weights(checkpoint, prefill), _properties(checkpoint, target, None, minimum)
-        details["prefill"] = _write_fill_graph(weights, model, folder, properties, progress)
+        properties = _properties(checkpoint, target, None, minimum)
+        if prefill_logits and cache_scales is not None:
+            why = "has one cache for both graphs, and reads prompts slowly into one of INT8"
+            raise UsageError("onnxruntime-genai", why, "keep the cache in float32, or leave prompts to qtool's runtime")
+        fill = _fill_graph(_readable(checkpoint, prefill), prefill_memory, prefill_logits, merge_gate_up, properties)
+        details["prefill"] = _save_fill_graph(*fill, model, folder, progress)
     for name, data in sorted(tokenizer_files.items()):
         write_file(folder / name, data)
     write_file(folder / "config.json", _json(checkpoint.config))
-    write_file(folder / "genai_config.json", _json(genai_config(checkpoint.config, generation)))
+    genai = genai_config(checkpoint.config, generation, form.provider_options)
+    genai = as_pipeline(genai, FILL_MODEL) if prefill is not None and prefill_logits else genai
+    write_file(folder / "genai_config.json", _json(genai))
+    if form.session is not None:
+        write_file(folder / SESSION_FILE, _json(form.session))
     if recipe_yaml is not None:
         write_file(folder / RECIPE_FILE, recipe_yaml)
     return details
 
 
-def _int8_weights(checkpoint: WeightSource, prefill: str) -> Int8Weights:
+def lowered_graph(checkpoint: WeightSource) -> tuple[ir.Model, dict[str, dict[str, Any]]]:
+    """The graph that `export_package` would write for the CPU, its tensors read when they are asked for, and its
+    lowered nodes (see there).
+
+    Raises:
+        UsageError, InputRefused: as `export_package`.
+    """
+    require_quantizable(checkpoint.config)
+    _require_computable(checkpoint, "cpu")
+    model = build_float_graph(checkpoint.config)
+    bind_weights(model, checkpoint)
+    linears, online = _lower(model, checkpoint, merge_gate_up=True, target=GRAPH_TARGETS["cpu"])
+    return model, describe_nodes(model.graph, linears, online, _scheme_of(checkpoint))["nodes"]
+
+
+def _readable(checkpoint: WeightSource, prefill: str) -> QuantizedCheckpoint:
     if prefill not in PREFILLS:
         raise UsageError(f"prefill {prefill!r}", "unknown", nearest(prefill, PREFILLS))
     if not isinstance(checkpoint, QuantizedCheckpoint) or not checkpoint.schemes:
         raise UsageError(f"prefill {prefill}", "is made of a checkpoint's weights", "quantize the model first")
     if checkpoint.config.get("sliding_window") and checkpoint.config.get("use_sliding_window", True):
         raise UsageError(f"prefill {prefill}", "is not verified for sliding windows", "export without --prefill")
-    return Int8Weights(checkpoint)
+    return checkpoint
 
 
-def _write_fill_graph(
-    weights: Int8Weights, model: ir.Model, folder: Path, properties: Mapping[str, str], progress: Progress
-) -> dict[str, Any]:
-    fill = build_float_graph(weights.config)
+def _fill_graph(
+    checkpoint: QuantizedCheckpoint,
+    memory: int | None,
+    logits: bool,
+    merge_gate_up: bool,
+    properties: Mapping[str, str],
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The lowered graph, whole, and what the details say of it."""
+    fill = build_float_graph(checkpoint.config)
+    beside = head_bytes(fill.graph, checkpoint.schemes.get) if logits else 0
+    outputs = fill.graph.outputs if logits else cache_outputs(fill.graph)
+    kinds = prompt_kinds(fill.graph, outputs, checkpoint.schemes.get)
+    chosen = choose_int8(kinds, memory, beside)
+    leaves = sorted(leaf for kind in chosen for leaf in kind.leaves)
+    weights = Int8Weights(checkpoint, leaves)
     bind_weights(fill, weights)
-    # Apart they need no Split, whose copy costs more at these sizes than a second product.
-    linears, online = _lower(fill, weights, merge_gate_up=False)
+    if logits:
+        LastLogits()(fill)
+    # In INT8 they need no Split if they are apart, whose copy costs more at these sizes than a second product.
+    merged = merge_gate_up and not {*PAIR} <= {*leaves}
+    linears, online = _lower(fill, weights, merged, GRAPH_TARGETS["cpu"])
     Metadata(properties)(fill)
-    accounts = _account(fill.graph, linears, online, weights)
+    nodes = describe_nodes(fill.graph, linears, online, weights.schemes.get)["nodes"]
+    if not logits:
+        drop_logits(fill)
+    described = {"scheme": str(layer_scheme("W8A8")), "int8": leaves, "logits": logits, "nodes": nodes}
+    return fill, {**described, "memory_bytes": memory_bytes(kinds, chosen) + beside}
+
+
+def _save_fill_graph(
+    fill: ir.Model, described: Mapping[str, Any], model: ir.Model, folder: Path, progress: Progress
+) -> dict[str, Any]:
     size = save_fill_graph(fill, model, folder, progress)
     there = {str(node.name) for node in fill.graph}
-    nodes = {f"{FILL_PREFIX}{name}": node for name, node in accounts["nodes"].items() if name in there}
-    return {"scheme": str(layer_scheme("W8A8")), "nodes": nodes, "data_bytes": size}
+    nodes = {f"{FILL_PREFIX}{name}": node for name, node in described["nodes"].items() if name in there}
+    return {**described, "nodes": nodes, "data_bytes": size}
 
 
 def _require_computable(checkpoint: WeightSource, target: str) -> None:
@@ -153,10 +211,13 @@ def _require_computable(checkpoint: WeightSource, target: str) -> None:
         if checkpoint.tied and HEAD in checkpoint.schemes and checkpoint.transformed(HEAD):
             why = "its codes are the embedding's too, which reads them without a transform"
             raise UsageError(HEAD, why, "quantize the head without a transform")
+        if GRAPH_TARGETS[target].every_scheme:
+            for module, scheme in checkpoint.schemes.items():
+                GRAPH_TARGETS[target].nbits_for(module, scheme)
 
 
 def _lower(
-    model: ir.Model, checkpoint: WeightSource, merge_gate_up: bool
+    model: ir.Model, checkpoint: WeightSource, merge_gate_up: bool, target: GraphTarget
 ) -> tuple[list[Linear], Mapping[str, Online]]:
     """Run the passes; returns the linears as they were lowered, one per node, and what surrounds them by name."""
     scheme_of, kind_of, online = _scheme_of(checkpoint), _kind_of(checkpoint), {}
@@ -169,11 +230,13 @@ def _lower(
         online = surround.online
     linears = find_linears(model.graph)
     if isinstance(checkpoint, QuantizedCheckpoint):
-        MatMulNBits(scheme_of, checkpoint.quantized)(model)
+        MatMulNBits(scheme_of, checkpoint.quantized, target)(model)
         TokenInt8(scheme_of, checkpoint.quantized)(model)
         if checkpoint.tied:
             TiedEmbedding()(model)
     FoldWeights()(model)
+    if target.half:
+        HalfFloats()(model)
     for tidy in (DropFunctionBodies(), DropUnusedOutputs(), NodeNames(), PinOpset()):
         tidy(model)
     return linears, online
@@ -189,66 +252,6 @@ def _kind_of(checkpoint: WeightSource) -> KindOf:
     if not isinstance(checkpoint, QuantizedCheckpoint):
         return scheme_of
     return lambda module: (scheme_of(module), checkpoint.site(module))
-
-
-def _account(
-    graph: ir.Graph, linears: Sequence[Linear], online: Mapping[str, Online], checkpoint: WeightSource
-) -> dict[str, Any]:
-    scheme_of = _scheme_of(checkpoint)
-    by_name = {str(node.name): node for node in graph}
-    nodes: dict[str, dict[str, Any]] = {}
-    stored_bytes = weights = quantized_bytes = quantized = 0
-    for linear in linears:
-        weights += sum(linear.rows) * linear.columns
-        lowered = next((by_name[name] for op in LOWERED if (name := f"{node_path(linear.name)}/{op}") in by_name), None)
-        if lowered is None:
-            stored_bytes += 4 * sum(linear.rows) * linear.columns
-            continue
-        quantized += sum(linear.rows) * linear.columns
-        quantized_bytes += sum(_nbytes(value) for value in _stored(lowered))
-        nodes[str(lowered.name)] = _describe(lowered, linear)
-        if linear.name in online:
-            surround = online[linear.name]
-            quantized_bytes += sum(_nbytes(value) for value in surround.initializers)
-            nodes[str(lowered.name)]["online"] = surround.describe(*_float_ends(lowered))
-        for node in graph:
-            if node.op_type == "GatherBlockQuantized" and linear.name == HEAD:
-                nodes[str(node.name)] = _describe(node, linear)
-    return {
-        "nodes": nodes,
-        "bits_per_weight": 8 * (stored_bytes + quantized_bytes) / weights,
-        "bits_per_weight_quantized": 8 * quantized_bytes / quantized if quantized else None,
-        "float_modules": [module for x in linears for module in x.modules if scheme_of(module) is None],
-    }
-
-
-def _float_ends(lowered: ir.Node) -> tuple[str, str]:
-    """The names of the float values that a lowered node, with what scales its rows, stands between."""
-    x, y = lowered.inputs[0], lowered.outputs[0]
-    if lowered.op_type == "MatMulIntegerToFloat":
-        x, y = float_ends(lowered)
-    assert x is not None
-    return str(x.name), str(y.name)
-
-
-def _stored(lowered: ir.Node) -> list[ir.Value | None]:
-    return [lowered.inputs[index] for index in LOWERED[lowered.op_type] if index < len(lowered.inputs)]
-
-
-def _nbytes(value: ir.Value | None) -> int:
-    return value.const_value.nbytes if value is not None and value.const_value is not None else 0
-
-
-def _describe(node: ir.Node, linear: Linear) -> dict[str, Any]:
-    numbers = ("bits", "block_size", "accuracy_level")
-    whole = {"bits": 8, "block_size": linear.columns} if node.op_type == "MatMulIntegerToFloat" else {}
-    return {
-        "op": node.op_type,
-        "modules": list(linear.modules),
-        "rows": list(linear.rows),
-        **whole,
-        **{name: node.attributes[name].as_int() for name in numbers if name in node.attributes},
-    }
 
 
 def _properties(

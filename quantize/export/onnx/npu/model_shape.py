@@ -49,8 +49,14 @@ class ModelShape:
         )
 
 
-def model_shape(config: Mapping[str, Any], *, chunk: int, context: int) -> ModelShape:
+def model_shape(config: Mapping[str, Any], *, chunk: int, context: int, target: str = "npu") -> ModelShape:
     """The shape of a config.
+
+    Args:
+        config: the model's config.json.
+        chunk: the most tokens of a call.
+        context: tokens the cache holds.
+        target: whose graph it is, for messages.
 
     Raises:
         InputRefused: a family or setting that the static graphs do not compute.
@@ -58,11 +64,11 @@ def model_shape(config: Mapping[str, Any], *, chunk: int, context: int) -> Model
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        why = f"target npu computes dense decoders only ({', '.join(FAMILIES)})"
+        why = f"target {target} computes dense decoders only ({', '.join(FAMILIES)})"
         raise InputRefused(f"config.json: model_type {family!r}", why, "export it with --target cpu, if it has a graph")
     refused = (
-        (config.get("hidden_act", "silu") != "silu", "hidden_act", "target npu computes silu"),
-        (_partial(config), "partial_rotary_factor", "target npu rotates whole heads"),
+        (config.get("hidden_act", "silu") != "silu", "hidden_act", f"target {target} computes silu"),
+        (_partial(config), "partial_rotary_factor", f"target {target} rotates whole heads"),
         (_reach(config) < context, "sliding_window", f"reaches back fewer than the {context} slots of the cache"),
     )
     for wrong, key, why in refused:

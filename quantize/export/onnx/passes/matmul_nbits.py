@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme
-from qtool.quantize.export.onnx.cpu_target import nbits_for, per_token_int8
+from qtool.quantize.export.onnx.cpu_target import per_token_int8
+from qtool.quantize.export.onnx.graph_target import GRAPH_TARGETS, GraphTarget
 from qtool.quantize.export.onnx.linears import (
     Linear,
     SchemeOf,
@@ -33,16 +34,24 @@ class MatMulNBits(ir.passes.InPlacePass):
     Args:
         scheme_of: the scheme of a module, None for float.
         quantized: reads one module's codes.
+        target: what the nodes are for.
 
     Raises:
-        UsageError: for a scheme that the CPU target does not compute.
+        UsageError: for a scheme that the target does not compute.
     """
 
-    def __init__(self, scheme_of: SchemeOf, quantized: Callable[[str], QuantizedTensor]) -> None:
+    def __init__(
+        self,
+        scheme_of: SchemeOf,
+        quantized: Callable[[str], QuantizedTensor],
+        target: GraphTarget = GRAPH_TARGETS["cpu"],
+    ) -> None:
         super().__init__()
-        self._scheme_of = scheme_of
+        self._scheme_of, self._target = scheme_of, target
         # A node's tensors are written one after the other; remembering the last node reads each weight once.
-        self._arrays = lru_cache(maxsize=1)(lambda modules: nbits_arrays([quantized(m) for m in modules]))
+        self._arrays = lru_cache(maxsize=1)(
+            lambda modules: nbits_arrays([target.stored(quantized(m)) for m in modules])
+        )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See the class."""
@@ -54,7 +63,7 @@ class MatMulNBits(ir.passes.InPlacePass):
     def _lower(self, graph: ir.Graph, linear: Linear) -> None:
         scheme = linear.scheme(self._scheme_of)
         assert scheme is not None
-        nbits = nbits_for(linear.modules[0], scheme)
+        nbits = self._target.nbits_for(linear.modules[0], scheme)
         rows, blocks = sum(linear.rows), blocks_of(linear.columns, nbits.block_size)
         inputs: list[ir.Value | None] = [
             linear.x,
@@ -63,7 +72,7 @@ class MatMulNBits(ir.passes.InPlacePass):
         ]
         if not scheme.weight.symmetric:
             inputs.append(self._initializer(graph, linear, ZERO_POINTS, (rows, -(-blocks * nbits.bits // 8))))
-        if linear.biases:
+        if linear.biases and self._target.bias_inside:
             inputs += [None] * (5 - len(inputs)) + [_bias(graph, linear)]
         node = ir.node(
             "MatMulNBits",
@@ -78,8 +87,11 @@ class MatMulNBits(ir.passes.InPlacePass):
             domain="com.microsoft",
             name=f"{node_path(linear.name)}/MatMulNBits",
         )
+        nodes = [node]
+        if linear.biases and not self._target.bias_inside:
+            nodes.append(ir.node("Add", [node.outputs[0], _bias(graph, linear)], name=f"{node_path(linear.name)}/Add"))
         ir.convenience.replace_nodes_and_values(
-            graph, linear.nodes[-1], linear.nodes, [node], [linear.output], [node.outputs[0]]
+            graph, linear.nodes[-1], linear.nodes, nodes, [linear.output], [nodes[-1].outputs[0]]
         )
         drop_unused_initializers(graph, (*linear.weights, *linear.biases))
 
