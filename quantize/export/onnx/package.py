@@ -15,12 +15,13 @@ from qtool.errors import InputRefused, UsageError, nearest
 from qtool.quantize.architectures import require_quantizable
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.int8_weights import Int8Weights
+from qtool.quantize.artifacts.package_files import FILL_MODEL
 from qtool.quantize.artifacts.scheme import layer_scheme
 from qtool.quantize.artifacts.store import write_file
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
 from qtool.quantize.export.onnx.cpu_target import MINIMUM_FOR_INT8_CACHE, MINIMUM_ONNXRUNTIME
 from qtool.quantize.export.onnx.external_data import Progress, save_model
-from qtool.quantize.export.onnx.fill_graph import FILL_MODEL, cache_outputs, drop_logits, save_fill_graph
+from qtool.quantize.export.onnx.fill_graph import cache_outputs, drop_logits, save_fill_graph
 from qtool.quantize.export.onnx.front_end import bind_weights, build_float_graph
 from qtool.quantize.export.onnx.genai_config import as_pipeline, genai_config
 from qtool.quantize.export.onnx.graph_target import GRAPH_TARGETS, GraphTarget
