@@ -126,6 +126,7 @@ def test_profiles_hold_every_dynamic_input(model_of, trt_package):
     inputs = {value.name for value in model.graph.input}
     for name, profile in found.items():
         assert set(profile) == inputs, name
+        assert profile["attention_mask"]["max"][1] == 64 and profile["past_key_values.0.key"]["max"][2] < 64, name
         for given, bounds in profile.items():
             rising = zip(bounds["min"], bounds["opt"], bounds["max"], strict=True)
             assert all(low <= best <= high for low, best, high in rising), given

@@ -93,7 +93,7 @@ class DecoderWriter:
         epsilon = graph.number("norm.epsilon", self._shape.epsilon, FULL)
         root = graph.op("Sqrt", f"{module}.root", graph.op("Add", f"{module}.raised", mean, epsilon))
         unit = graph.op("Div", f"{module}.unit", full, root)
-        half = graph.op("Cast", f"{module}.half", unit, to=FULL)
+        half = graph.op("Cast", f"{module}.half", unit, to=HALF)
         weight = f"{module}.weight"
         gamma = graph.halves(weight, (width,), lambda: once(self._source.read(weight)))
         return graph.op("Mul", output, half, gamma)
