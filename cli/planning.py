@@ -67,6 +67,7 @@ class Planner:
         self._source, self._asked, self._tokens, self._mixed = source, asked, tokens, mixed
         fitted, self._judged = split(tokens.ids)
         self._fitted = dataclasses.replace(tokens, ids=fitted)
+        self._unjudged = dataclasses.replace(tokens, ids=tokens.ids[: len(tokens.ids) - len(self._judged)])
         self._measured: dict[str, Measured] = {}
         groups = require_quantizable(source.config).linear_groups
         self._weighed = WeighedTokens(self._fitted)
@@ -106,9 +107,12 @@ class Planner:
         from qtool.runtime.evaluate import evaluate
         from qtool.runtime.reference import ReferenceSession
 
+        text, weighed = self._fitted, self._weighed
+        if recipe.distill is not None:  # it learns from more text than quantizers need
+            text, weighed = self._unjudged, WeighedTokens(self._unjudged)
         with tempfile.TemporaryDirectory() as folder:
             into = Path(folder) / "checkpoint"
-            checkpoint, report = quantized(self._source, recipe, self._fitted, into, title=name, weighed=self._weighed)
+            checkpoint, report = quantized(self._source, recipe, text, into, title=name, weighed=weighed)
             with (
                 ReferenceSession(checkpoint) as session,
                 ReferenceSession(self._source) as reference,

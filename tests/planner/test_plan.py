@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from qtool.cli import planning
 from qtool.cli.planning import Planner
 from qtool.errors import UsageError
+from qtool.quantize.artifacts.distillation import Distillation
 from qtool.quantize.artifacts.plan import Plan
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.store import open_artifact, stage
@@ -56,6 +60,27 @@ def test_the_same_inputs_give_the_same_plan(tiny_model: Make) -> None:
     folder = tiny_model("qwen3")
     budget = Budget(max_bits=5.5)
     assert planned(folder, budget).to_json() == planned(folder, budget).to_json()
+
+
+def test_distillation_learns_from_all_text_that_is_not_judged(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 256, (24, 16))
+    tokens = dataclasses.replace(TOKENS, ids=ids)
+    quantized, seen = planning.quantized, []
+
+    def recorded(source: Any, recipe: Recipe, text: Tokens, *args: Any, **kwargs: Any) -> Any:
+        seen.append((recipe.distill is not None, text.ids))
+        return quantized(source, recipe, text, *args, **kwargs)
+
+    monkeypatch.setattr(planning, "quantized", recorded)
+    asked = ASKED.model_copy(update={"distill": Distillation(epochs=1)})
+    plan = Planner(open_model(str(tiny_model("llama"))), asked, tokens, mixed=False, threads=1).plan(Budget())
+    assert plan.steps[-1].name == "distill"
+    assert [distilled for distilled, _ in seen] == [False] * (len(seen) - 1) + [True]
+    fitted, judged = split(ids)
+    assert all(np.array_equal(text, fitted) for _, text in seen[:-1])
+    assert np.array_equal(np.concatenate([seen[-1][1], judged]), ids) and len(seen[-1][1]) > len(fitted)
 
 
 def test_what_is_fitted_is_never_judged() -> None:
