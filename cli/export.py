@@ -151,7 +151,8 @@ def command(
     round them: it reads a text, block by block, for the error that this adds beside the weights' own, and times both
     kinds of node in turn, at one token (which decides) and at 128. What ships is then verified in the arithmetic that
     was chosen. Times differ from run to run; the table is kept in the package, and given back it makes the same bytes.
-    Block sizes are no choice here: they are fixed when weights are quantized (`--group-size`, or a recipe's rules).
+    Block sizes are no choice here: they are fixed when weights are quantized (`qtool plan --mixed` chooses them by
+    measurement, linear by linear; `--group-size` or a recipe's rules say them).
 
     Where transforms run online, what they take of a decode step (predicted, as `qtool explain` does) is told at the
     end, with a warning above 5 %.

@@ -34,7 +34,7 @@ _OPTIONS = (
         type=click.FloatRange(min=1),
         help="Bytes per decoded and work per prefilled token, relative to the scheme as asked.",
     ),
-    click.option("--mixed", is_flag=True, help="Allow 8 bits where that is what a layer needs."),
+    click.option("--mixed", is_flag=True, help="Allow 8 bits, and groups of half the size, where a layer needs them."),
 )
 
 
@@ -52,7 +52,7 @@ class Planner:
         source: the float model.
         asked: the recipe as asked for.
         tokens: calibration text; part of it is held out to judge on.
-        mixed: also try 8 bits.
+        mixed: also try 8 bits and finer groups.
         threads: of torch.
     """
 

@@ -6,11 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtool.quantize.artifacts.granularity import group_size_of
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.artifacts.rule import Assignment, Rule
 from qtool.quantize.artifacts.scheme import PRESETS
 
 AS_ASKED = "as asked"
+FINEST_GROUP = 32  # of weights; below it scales cost more than they save
 NARROWEST_BLOCK = 16  # of the Hadamard that every transform ends in
 
 
@@ -51,7 +53,7 @@ def candidates(asked: Recipe, *, widths: Collection[int] = (), mixed: bool = Fal
     Args:
         asked: the recipe.
         widths: K of the linears that are planned; a transform that one of them cannot have is left out.
-        mixed: also try the rule in 8 bits.
+        mixed: also try the rule in 8 bits, and with groups of half the size.
     """
     rule = asked.rules[0]
     given = rule.layer_scheme().input
@@ -69,7 +71,7 @@ def candidates(asked: Recipe, *, widths: Collection[int] = (), mixed: bool = Fal
             found.append(candidate)
     other = _OTHER_QUANTIZER[rule.quantizer]
     rounded = tuple(Candidate(name=f"{c.name}, {other}", fields={**c.fields, "quantizer": other}) for c in found)
-    return (*found, *rounded, *(_eight_bits(rule) if mixed else ()))
+    return (*found, *rounded, *((*_finer_groups(rule, found), *_eight_bits(rule)) if mixed else ()))
 
 
 def _same(rule: Rule, fields: Mapping[str, Any]) -> bool:
@@ -79,6 +81,17 @@ def _same(rule: Rule, fields: Mapping[str, Any]) -> bool:
 
 def _fits(fields: Mapping[str, Any], width: int) -> bool:
     return fields.get("transform") is None or (width % NARROWEST_BLOCK == 0 and fields.get("rank", 0) <= width)
+
+
+def _finer_groups(asked: Rule, found: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    group = group_size_of(asked.layer_scheme().weight.granularity)
+    if group is None or group <= FINEST_GROUP:
+        return ()
+    half = group // 2
+    return tuple(
+        Candidate(name=f"{candidate.name}, groups of {half}", fields={**candidate.fields, "group_size": half})
+        for candidate in found
+    )
 
 
 def _eight_bits(asked: Rule) -> tuple[Candidate, ...]:

@@ -56,7 +56,7 @@ def try_sites(
         asked: the recipe as asked for.
         groups: per block, the linears that read one input, in the order of data flow.
         tokens: calibration tokens [B, T].
-        mixed: also try 8 bits.
+        mixed: also try 8 bits and finer groups.
         progress: (blocks done, blocks, name).
         token_weights: of the first part of `split(tokens)`; None: all the same.
     """

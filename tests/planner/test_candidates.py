@@ -69,6 +69,17 @@ def test_what_was_asked_can_be_left_out_again() -> None:
     assert "plain" not in {c.name for c in candidates(Recipe.preset("W4A8"))}
 
 
+def test_finer_groups_are_offered_with_every_transform_where_the_plan_may_mix() -> None:
+    asked = Recipe.preset("W4A8", activation="per_token")
+    names = {c.name: c.fields for c in candidates(asked, mixed=True)}
+    assert names["as asked, groups of 32"] == {"group_size": 32}
+    assert names["quad 16, groups of 32"] == {"transform": "quad", "rank": 16, "group_size": 32}
+    assert not [name for name in {c.name for c in candidates(asked)} if "groups" in name]
+    for group in (32, "channel"):
+        coarse = Recipe.preset("W4A8", activation="per_token", group_size=group)
+        assert not [c.name for c in candidates(coarse, mixed=True) if "groups" in c.name]
+
+
 def test_a_model_whose_widths_allow_no_transform_is_offered_none() -> None:
     asked = Recipe.preset("W4A4")
     assert {c.name for c in candidates(asked, widths=(64, 100))} == {AS_ASKED, f"{AS_ASKED}, rtn"}
