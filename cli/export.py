@@ -211,7 +211,7 @@ def command(
 
     torch.set_num_threads(threads)
     weights, table = choose_levels(weights, levels, threads=threads, quiet=as_json)
-    scales, kv_windows = calibrate_cache(weights, kv, kv_text)
+    cache = calibrate_cache(weights, kv, kv_text, threads=threads)
     with stage(output, estimate_bytes=weights.estimate_bytes) as staging:
         with progress("export") as report_progress:
             details = export_package(
@@ -225,11 +225,12 @@ def command(
                 prefill=prefill,
                 prefill_memory=prefill_memory,
                 prefill_logits=prefill_for == "genai",
-                cache_scales=scales,
+                cache_scales=cache.scales,
             )
         if layout == "transformers.js":
             details = to_transformers_js(staging.path, details)
-        details["calibration_windows"] = sorted({*weights.calibration_windows, *kv_windows})
+        details["calibration_windows"] = sorted({*weights.calibration_windows, *cache.windows})
+        details |= cache.details
         record_levels(staging.path, details, table)
         details["verified"] = verify
         result = None
@@ -249,7 +250,7 @@ def command(
                     tokens.ids,
                     threads=threads,
                     progress=report_progress,
-                    scales=scales,
+                    scales=cache.scales,
                 )
             if not as_json:
                 print_verification(result.to_json())

@@ -30,12 +30,17 @@ def tell(output: Path, manifest: Manifest, verification: dict[str, Any] | None, 
         data = {"output": str(output), "digest": manifest.digest, "verification": verification}
         if "accuracy_levels" in details:
             data["accuracy_levels"] = details["accuracy_levels"]
+        if "kv_error" in details:
+            data["kv_error"] = details["kv_error"]
         if explanation is not None:
             data["online_transforms"] = explanation.to_json()["online"]
         click.echo(json.dumps(data, indent=2))
         return
     if explanation is not None:
         _print_online(explanation)
+    if (error := details.get("kv_error")) is not None:
+        lost = f"KL {error['kl_nats']:.4f} nats, perplexity {100 * error['perplexity_increase']:+.2f} %"
+        out.print(f"cache in INT8 against floats: {lost} ({error['tokens']} tokens of other text)", markup=False)
     size = sum(record.size_bytes for record in manifest.files.values())
     bits = details["bits_per_weight"]
     summary = f"{size / 1e6:.1f} MB  {bits:.2f} bits per weight  sha256 {manifest.digest[:16]}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from transformers import DynamicCache
 
 from qtool.errors import InputRefused
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
+from qtool.runtime.evaluate import Progress, evaluate
 from qtool.runtime.reference.model import ReferenceSession
 from qtool.runtime.session import IntArray
 
@@ -50,12 +53,15 @@ class StaticInt8Cache(DynamicCache):
         return torch.clamp(torch.round(x / scale), SMALLEST, LARGEST) * scale
 
 
-def cache_scales(source: WeightSource, tokens: IntArray) -> dict[str, FloatArray]:
+def cache_scales(
+    source: WeightSource, tokens: IntArray, progress: Progress = lambda done, total, text: None
+) -> dict[str, FloatArray]:
     """Scales from what the reference puts into its cache.
 
     Args:
         source: the checkpoint or model.
         tokens: ids [B, T].
+        progress: (sequences done, sequences, text).
 
     Returns:
         [kv_heads × head_dim] float32 by "past_key_values.{layer}.key" and ".value".
@@ -65,9 +71,10 @@ def cache_scales(source: WeightSource, tokens: IntArray) -> dict[str, FloatArray
     """
     highest: dict[str, FloatArray] = {}
     with ReferenceSession(source) as session:
-        for row in tokens:
+        for number, row in enumerate(tokens):
             session.reset()
             session.prefill(row[None])
+            progress(number + 1, len(tokens), "ranges of keys and values")
             for layer, entry in enumerate(session.cache.layers):
                 for part, values in zip(PARTS, (entry.keys, entry.values), strict=True):
                     name = f"past_key_values.{layer}.{part}"
@@ -78,3 +85,33 @@ def cache_scales(source: WeightSource, tokens: IntArray) -> dict[str, FloatArray
             raise InputRefused(name, "is not finite on the calibration text", "check the model's weights")
     step = np.float32(MARGIN / LARGEST)
     return {name: np.maximum(magnitude * step, np.float32(SMALLEST_SCALE)) for name, magnitude in highest.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheError:
+    """What INT8 codes in the cache do to a model's predictions of a text.
+
+    Attributes:
+        kl_nats: KL(over a cache of floats || over the codes), mean over tokens.
+        perplexity_increase: as a share of that over a cache of floats.
+        tokens: that were predicted.
+    """
+
+    kl_nats: float
+    perplexity_increase: float
+    tokens: int
+
+
+def cache_error(
+    source: WeightSource, scales: Scales, tokens: IntArray, *, threads: int, progress: Progress
+) -> CacheError:
+    """Measure it on tokens [B, T] that the scales were not found on, in the reference."""
+    with ReferenceSession(source) as reference:
+        session = reference.over(partial(StaticInt8Cache, scales))
+        found = evaluate(session, tokens, reference=reference, threads=threads, progress=progress)
+    assert found.kl_nats is not None and found.reference_perplexity is not None
+    return CacheError(
+        kl_nats=found.kl_nats,
+        perplexity_increase=found.perplexity / found.reference_perplexity - 1,
+        tokens=found.losses.size,
+    )

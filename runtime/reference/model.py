@@ -97,10 +97,17 @@ class ReferenceSession:
         Rounding to 8 bits is chaotic: this noise flips a few roundings and the blocks amplify them. The distance
         between the two sessions is what no runtime can be asked to beat.
         """
-        other = object.__new__(ReferenceSession)
-        other._network, other._make_cache = self._network, self._make_cache
+        other = self.over(self._make_cache)
         other._description = f"{self._description}, noise {seed}"
         other._seed = seed
+        other.reset()
+        return other
+
+    def over(self, new_cache: Callable[[Any], DynamicCache]) -> ReferenceSession:
+        """The same network over caches that this makes of its config."""
+        other = object.__new__(ReferenceSession)
+        other._network, other._make_cache = self._network, new_cache
+        other._description, other._seed = self._description, None
         other.reset()
         return other
 

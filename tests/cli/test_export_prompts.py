@@ -43,6 +43,7 @@ def test_a_package_with_everything_is_verified_scored_and_run(checkpoint: Path, 
     assert details["prefill"]["scheme"] == "W8A8 per channel act per_token"
     assert details["prefill"]["data_bytes"] == (package / "fill.onnx.data").stat().st_size
     assert details["calibration_windows"]  # the cache's text counts
+    assert 0 < details["kv_error"]["kl_nats"] < 0.01 and written["kv_error"] == details["kv_error"]
     qtool("verify", package, "--threads", 1)
     inspected = qtool("inspect", package)
     assert "cache int8 per channel" in inspected and "prompts: fill.onnx, W8A8 per channel" in inspected

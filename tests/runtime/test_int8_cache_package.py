@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from qtool.errors import InputRefused
 from qtool.quantize.export.onnx.package import export_package
 from qtool.runtime import verify as verify_module
+from qtool.runtime.evaluate import evaluate
 from qtool.runtime.ort import OrtSession
 from qtool.runtime.ort.cache_copies import PROPERTY, CacheCopies
 from qtool.runtime.reference import ReferenceSession
 from qtool.runtime.reference import int8_cache as module
-from qtool.runtime.reference.int8_cache import StaticInt8Cache, cache_scales
+from qtool.runtime.reference.int8_cache import StaticInt8Cache, cache_error, cache_scales
 from qtool.runtime.verify import verify_export
 
 OPTIONS: dict[str, Any] = {"tokenizer_files": {}, "recipe_yaml": None, "progress": lambda *_: None}
@@ -45,6 +47,21 @@ def test_graph_keeps_codes(made: Any) -> None:
     assert set(scales) == {name for name in types if name.startswith("past")} and details["kv"] == "int8 per channel"
     assert all(scale.shape == (2 * 16,) and scale.dtype == np.float32 for scale in scales.values())
     onnx.checker.check_model(str(folder / "model.onnx"))
+
+
+def test_the_error_of_the_codes_is_that_of_two_models(made: Any, tokens: np.ndarray) -> None:
+    _, checkpoint, _, scales = made
+    found = cache_error(checkpoint, scales, tokens, threads=1, progress=lambda *_: None)
+    coarse = {name: 16 * scale for name, scale in scales.items()}
+    worse = cache_error(checkpoint, coarse, tokens, threads=1, progress=lambda *_: None)
+    assert 0 < found.kl_nats < worse.kl_nats / 20 and found.tokens == tokens[:, 1:].size
+    with (
+        ReferenceSession(checkpoint) as floats,
+        ReferenceSession(checkpoint, new_cache=partial(StaticInt8Cache, coarse)) as codes,
+    ):
+        alone = evaluate(codes, tokens, reference=floats, threads=1)
+    assert alone.kl_nats == worse.kl_nats and alone.reference_perplexity is not None
+    assert worse.perplexity_increase == alone.perplexity / alone.reference_perplexity - 1
 
 
 def test_logits_equal_the_reference_with_the_same_codes(made: Any, tokens: np.ndarray) -> None:
