@@ -13,7 +13,7 @@ from qtool.cli.card import CardChoice, card_options, read_evaluation, write_card
 from qtool.cli.kv_calibration import calibrate_cache
 from qtool.cli.level_options import LevelChoice, level_options
 from qtool.cli.npu_options import NpuChoice, npu_options
-from qtool.errors import GateFailed, UsageError
+from qtool.errors import UsageError
 
 EPILOG = """\b
 Examples:
@@ -190,12 +190,12 @@ def command(
         export_to(target, checkpoint, output, npu, card, verify=verify, threads=threads, as_json=as_json)
         return
     from qtool.cli.exported import tell
+    from qtool.cli.gated import gate
     from qtool.cli.levels import choose_levels, record_levels
     from qtool.cli.progress import notes, progress
-    from qtool.cli.report import print_verification
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.manifest import Manifest
-    from qtool.quantize.artifacts.store import check_output, stage, write_file
+    from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.export.onnx import export_package
     from qtool.quantize.export.onnx.transformers_js import to_transformers_js
     from qtool.quantize.inputs import builtin_text, tokenize
@@ -233,7 +233,7 @@ def command(
         details |= cache.details
         record_levels(staging.path, details, table)
         details["verified"] = verify
-        result = None
+        verification = None
         if verify:
             tokens = tokenize(
                 weights.tokenizer_files,
@@ -252,12 +252,8 @@ def command(
                     progress=report_progress,
                     scales=cache.scales,
                 )
-            if not as_json:
-                print_verification(result.to_json())
-            if not result.passed:
-                raise GateFailed(output, f"does not equal what was scored: {result.failure}", "report this model")
-            write_file(staging.path / "verification.json", result.to_bytes())
-        verification = result.to_json() if result else None
+            failed, remedy = "does not equal what was scored", "report this model"
+            verification = gate(result, staging.path, output, failed=failed, remedy=remedy, quiet=as_json)
         write_card(
             staging.path, layout, details, weights, card, verification=verification, evaluation=evaluation
         )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtool.cli.card import CardChoice, read_evaluation, write_card
+from qtool.cli.gated import gate
 from qtool.cli.npu_options import NpuChoice
-from qtool.errors import GateFailed
 
 if TYPE_CHECKING:
     from qtool.cli.subject import Weights
@@ -85,10 +85,9 @@ def export_to(
 ) -> None:
     """Write the package; see `qtool export`."""
     from qtool.cli.progress import notes, out, progress
-    from qtool.cli.report import print_verification
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.manifest import Manifest
-    from qtool.quantize.artifacts.store import check_output, stage, write_file
+    from qtool.quantize.artifacts.store import check_output, stage
 
     check_output(output)
     weights = open_weights(checkpoint)
@@ -108,22 +107,17 @@ def export_to(
         details["notes"] = [*details.get("notes", ()), NOT_RUN]
         verification = None
         if verify:
-            verification = _verify(weights, staging.path, details, threads)
-            if not as_json:
-                print_verification(verification.to_json())
-            if not verification.passed:
-                why = f"does not compute what was scored: {verification.failure}"
-                raise GateFailed(output, why, "report this model, or export with --target cpu")
-            write_file(staging.path / "verification.json", verification.to_bytes())
-        found = verification.to_json() if verification else None
-        write_card(staging.path, target, details, weights, card, verification=found, evaluation=evaluation)
+            result = _verify(weights, staging.path, details, threads)
+            failed, remedy = "does not compute what was scored", "report this model, or export with --target cpu"
+            verification = gate(result, staging.path, output, failed=failed, remedy=remedy, quiet=as_json)
+        write_card(staging.path, target, details, weights, card, verification=verification, evaluation=evaluation)
         manifest = staging.commit(
             Manifest(
                 kind="package", seed=weights.seed, recipe=weights.recipe, parents=weights.parents, details=details
             )
         )
     if as_json:
-        data = {"output": str(output), "digest": manifest.digest, "ran_on_device": False, "verification": found}
+        data = {"output": str(output), "digest": manifest.digest, "ran_on_device": False, "verification": verification}
         click.echo(json.dumps(data, indent=2))
         return
     size = sum(record.size_bytes for record in manifest.files.values())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import click
 
 from qtool.cli.card import CardChoice, read_evaluation, write_card
-from qtool.errors import GateFailed, UsageError
+from qtool.cli.gated import gate
+from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
@@ -24,7 +25,7 @@ def export_folder(checkpoint: str, output: Path, card: CardChoice, *, verify: bo
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
     from qtool.quantize.artifacts.manifest import Manifest
-    from qtool.quantize.artifacts.store import check_output, stage, write_file
+    from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.export.hf import export_folder as write_folder
 
     check_output(output)
@@ -45,13 +46,11 @@ def export_folder(checkpoint: str, output: Path, card: CardChoice, *, verify: bo
             )
         notes(tuple(details["notes"]))
         details |= {"verified": verify, "calibration_windows": list(weights.calibration_windows)}
-        result = _verify(staging.path, source) if verify else None
-        if result is not None:
-            if not result.passed:
-                why = f"does not hold what the checkpoint does: {result.failure}"
-                raise GateFailed(output, why, "report this model")
-            write_file(staging.path / "verification.json", result.to_bytes())
-        verification = result.to_json() if result else None
+        verification = None
+        if verify:
+            failed, remedy = "does not hold what the checkpoint does", "report this model"
+            result = _verify(staging.path, source)
+            verification = gate(result, staging.path, output, failed=failed, remedy=remedy, quiet=True)
         write_card(
             staging.path, LAYOUT, details, weights, card, verification=verification, evaluation=evaluation
         )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from qtool.cli.card import CardChoice, read_evaluation, write_card
+from qtool.cli.gated import gate
 from qtool.cli.npu_options import NpuChoice
 from qtool.cli.options import CorpusChoice
-from qtool.errors import GateFailed, UsageError
+from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.cli.subject import Weights
@@ -35,10 +36,10 @@ def export_to(
     """Write the package; see `qtool export`."""
     from qtool.cli.corpus import load_tokens
     from qtool.cli.progress import notes, out, progress
-    from qtool.cli.report import print_npu, print_verification
+    from qtool.cli.report import print_npu
     from qtool.cli.subject import open_weights
     from qtool.quantize.artifacts.manifest import Manifest, Parent
-    from qtool.quantize.artifacts.store import check_output, stage, write_file
+    from qtool.quantize.artifacts.store import check_output, stage
     from qtool.quantize.export.onnx.npu.package import NpuOptions, export_npu_package
     from qtool.quantize.inputs import builtin_text, tokenize
 
@@ -79,7 +80,7 @@ def export_to(
             )
         details["calibration_windows"] = sorted({*weights.calibration_windows, *tokens.windows})
         details["verified"] = verify
-        result = None
+        verification = None
         if verify:
             length = min(VERIFY_LENGTH, slots)
             scored = tokenize(
@@ -93,12 +94,10 @@ def export_to(
                 result = verify_npu_export(
                     staging.path, weights.source, scored.ids, threads=threads, progress=report_progress
                 )
-            if not as_json:
-                print_verification(result.to_json())
-            if not result.passed:
-                raise GateFailed(output, f"does not pass: {result.failure}", "calibrate on more text, or report this")
-            write_file(staging.path / "verification.json", result.to_bytes())
-        verification = result.to_json() if result else None
+            remedy = "calibrate on more text, or report this"
+            verification = gate(
+                result, staging.path, output, failed="does not pass", remedy=remedy, quiet=as_json
+            )
         write_card(staging.path, target, details, weights, card, verification=verification, evaluation=evaluation)
         parents = [*weights.parents, Parent(kind="text", digest=tokens.text_sha256)]
         if statistics is not None:

@@ -1,6 +1,7 @@
 """Where a package keeps its graph: beside everything else for onnxruntime-genai, in `onnx/` for transformers.js.
 
-The graph that reads prompts, where there is one, lies beside it.
+The graph that reads prompts, where there is one, lies beside it; so do, for a GPU, the options of a session and the
+shapes that an engine is built for.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MODEL_FILE, FILL_MODEL = "model.onnx", "fill.onnx"
+SESSION_FILE, PROFILES_FILE = "session.json", "profiles.json"
 SUBFOLDER = "onnx"
 
 

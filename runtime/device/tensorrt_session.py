@@ -14,12 +14,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qtool.errors import InputRefused, UsageError
+from qtool.quantize.artifacts.package_files import MODEL_FILE, PROFILES_FILE
 from qtool.quantize.artifacts.static_graphs import past_name, present_names
 from qtool.quantize.artifacts.weights import FloatArray
 from qtool.runtime.ort.session import session_options
 from qtool.runtime.session import IntArray, check_tokens
 
-MODEL, PROFILES = "model.onnx", "profiles.json"
 LOGITS = "logits"
 Cache = dict[str, npt.NDArray[np.float16]]
 
@@ -43,7 +43,7 @@ class TensorRtSession:
         if max_length is not None and max_length > self._context:
             why = f"the package's profiles end at {self._context} tokens"
             raise UsageError(f"length {max_length}", why, "use shorter sequences, or export with a larger --context")
-        self._session = _load(folder / MODEL, threads)
+        self._session = _load(folder / MODEL_FILE, threads)
         shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._empty: Cache = {
             name: np.zeros((1, shape[1], 0, shape[3]), dtype=np.float16)
@@ -120,7 +120,7 @@ class TensorRtSession:
 
 
 def _sizes(folder: Path) -> tuple[int, int]:
-    path = folder / PROFILES
+    path = folder / PROFILES_FILE
     try:
         largest = {name: bounds["max"] for name, bounds in json.loads(path.read_bytes())["all"].items()}
         return int(largest["attention_mask"][1]), int(largest["input_ids"][1])

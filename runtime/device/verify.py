@@ -91,7 +91,7 @@ def verify_device_export(
         details: what the manifest will say of it.
         tokens: ids [B, T].
         progress: (done, total, text).
-        threads: of the runtime.
+        threads: of the runtime and of scoring.
     """
     checks = _static(folder, details)
     if isinstance(source, QuantizedCheckpoint) and source.schemes:
@@ -109,7 +109,9 @@ def verify_device_export(
         return Verification(checks=tuple(checks))
     with _open(folder, details, tokens, threads) as session, ReferenceSession(source) as reference:
         noisy = [reference.perturbed(seed) for seed in NOISE_SEEDS]
-        result, *runs = evaluate_together([session, *noisy], tokens, reference=reference, progress=progress)
+        result, *runs = evaluate_together(
+            [session, *noisy], tokens, reference=reference, threads=threads, progress=progress
+        )
         few = min(DECODE_TOKENS, tokens.shape[1])
         floor = NoiseFloor.of(runs, sequences=len(tokens), positions=tokens.shape[1] - 1)
         few_floor = NoiseFloor.of(runs, sequences=1, positions=few - 1)
@@ -117,7 +119,7 @@ def verify_device_export(
         distance = Distance.between(result.losses, result.reference_losses, result.kl)
         checks.append(_model(distance, floor, float(result.top1_agreement or 0.0)))
         floors = np.maximum(floor.to_array(), few_floor.to_array())
-        checks.append(_decode(session, tokens, NoiseFloor.from_array(floors), progress))
+        checks.append(_decode(session, tokens, NoiseFloor.from_array(floors), threads, progress))
         checks += _genai(folder, details, tokens, session.vocab_size)
     write_file(folder / ANSWERS_FILE, save({"tokens": tokens, "losses": result.losses, "floor": floors}))
     return Verification(checks=tuple(checks))
@@ -133,7 +135,7 @@ def verify_device_package(folder: Path, *, progress: Progress, threads: int | No
     tokens, losses, floor = _answers(folder)
     checks = [*_static(folder, details), _range(folder, tokens, threads)]
     with _open(folder, details, tokens, threads) as session:
-        result = evaluate(session, tokens, progress=progress)
+        result = evaluate(session, tokens, threads=threads, progress=progress)
         change = Distance.between(result.losses, losses, None).loss_rms
         checks.append(
             Check(
@@ -143,7 +145,7 @@ def verify_device_package(folder: Path, *, progress: Progress, threads: int | No
                 detail=f"against the losses stored at export, {WHERE}",
             )
         )
-        checks.append(_decode(session, tokens, floor, progress))
+        checks.append(_decode(session, tokens, floor, threads, progress))
         checks += _genai(folder, details, tokens, session.vocab_size)
     return Verification(checks=tuple(checks))
 
@@ -188,9 +190,11 @@ def _model(distance: Distance, floor: NoiseFloor, agreement: float) -> Check:
     return Check(name="model", numbers={**numbers, "floor_kl_nats": floor.kl_nats}, limits=limits, detail=WHERE)
 
 
-def _decode(session: Session, tokens: IntArray, floor: NoiseFloor, progress: Progress) -> Check:
+def _decode(
+    session: Session, tokens: IntArray, floor: NoiseFloor, threads: int | None, progress: Progress
+) -> Check:
     few = tokens[:1, :DECODE_TOKENS]
-    result = evaluate(session, few, reference=session, by_decode=True, progress=progress)
+    result = evaluate(session, few, reference=session, by_decode=True, threads=threads, progress=progress)
     assert result.kl_nats is not None
     numbers = {"kl_nats": result.kl_nats, "top1_agreement": float(result.top1_agreement or 0.0)}
     limits = {"kl_nats": FACTOR * floor.kl_nats + HALF_KL_NATS}

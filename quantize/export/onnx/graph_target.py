@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtool.quantize.artifacts.package_files import MODEL_FILE
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.export.onnx import cpu_target, cuda_target
@@ -45,7 +46,7 @@ GRAPH_TARGETS: dict[str, GraphTarget] = {
         half=True,
         provider_options=({"cuda": {"enable_cuda_graph": "0"}},),
         session={
-            "model": "model.onnx",
+            "model": MODEL_FILE,
             "providers": [["CUDAExecutionProvider", {"device_id": "0"}], ["CPUExecutionProvider", {}]],
             "graph_optimization_level": "ORT_ENABLE_ALL",
             "config_entries": {},

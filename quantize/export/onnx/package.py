@@ -15,7 +15,7 @@ from qtool.errors import InputRefused, UsageError, nearest
 from qtool.quantize.architectures import require_quantizable
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.int8_weights import Int8Weights
-from qtool.quantize.artifacts.package_files import FILL_MODEL
+from qtool.quantize.artifacts.package_files import FILL_MODEL, SESSION_FILE
 from qtool.quantize.artifacts.scheme import layer_scheme
 from qtool.quantize.artifacts.store import write_file
 from qtool.quantize.artifacts.weights import FloatArray, WeightSource
@@ -45,7 +45,6 @@ from qtool.quantize.export.onnx.passes.token_int8 import TokenInt8
 from qtool.quantize.export.onnx.prompt_memory import choose_int8, head_bytes, memory_bytes, prompt_kinds
 
 TARGETS = tuple(GRAPH_TARGETS)
-SESSION_FILE = "session.json"
 # Schemes of graphs that read prompts; their nodes are told from the model's by the prefix.
 PREFILLS = ("w8a8",)
 FILL_PREFIX = "prefill:"

@@ -12,6 +12,7 @@ from typing import Any
 import qtool
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.artifacts.network import HEAD
+from qtool.quantize.artifacts.package_files import MODEL_FILE, PROFILES_FILE, SESSION_FILE
 from qtool.quantize.artifacts.store import write_file
 from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.export.onnx.npu.data_file import DataFile, save_graph
@@ -20,9 +21,9 @@ from qtool.quantize.export.onnx.npu.rotary import rotary_tables
 from qtool.quantize.export.onnx.tensorrt.decoder import DecoderWriter
 from qtool.quantize.export.onnx.tensorrt.forms import check_schemes
 from qtool.quantize.export.onnx.tensorrt.graph import OPSET, StandardGraph
-from qtool.quantize.export.onnx.tensorrt.profiles import MODEL_FILE, profiles, session_options, trtexec_flags
+from qtool.quantize.export.onnx.tensorrt.profiles import profiles, session_options, trtexec_flags
 
-DATA_FILE, SESSION_FILE, PROFILES_FILE, TRTEXEC_FILE = "model.onnx.data", "session.json", "profiles.json", "trtexec.txt"
+DATA_FILE, TRTEXEC_FILE = "model.onnx.data", "trtexec.txt"
 RECIPE_FILE = "recipe.yaml"
 MINIMUM_TENSORRT = "10.0"
 Progress = Callable[[int, int, str], None]

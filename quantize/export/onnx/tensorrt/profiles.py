@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qtool.quantize.artifacts.package_files import MODEL_FILE
 from qtool.quantize.artifacts.static_graphs import past_name
 from qtool.quantize.export.onnx.npu.model_shape import ModelShape
 from qtool.quantize.export.onnx.tensorrt.attention import IDS, POSITIONS, SEEN
@@ -16,7 +17,7 @@ from qtool.quantize.export.onnx.tensorrt.attention import IDS, POSITIONS, SEEN
 BOUNDS = ("min", "opt", "max")
 Profile = Mapping[str, Mapping[str, tuple[int, ...]]]
 
-MODEL_FILE, PLAN_FILE, CACHE = "model.onnx", "model.plan", "engine-cache"
+PLAN_FILE, CACHE = "model.plan", "engine-cache"
 
 
 def profiles(shape: ModelShape, chunk: int, context: int) -> dict[str, Profile]:
