@@ -41,7 +41,7 @@ class Distilled:
     """What distillation came to.
 
     Attributes:
-        kl_before, kl_after: KL(float || quantized) in nats per token, on the sequences that were kept from the steps.
+        kl_before, kl_after: KL(float || quantized) in nats per token, on the sequences that were held back.
         epoch: of the iterate that was kept; 0 is the start.
     """
 
