@@ -124,7 +124,7 @@ class Planner:
         assert scored.kl is not None and scored.reference_losses is not None
         return Measured(
             kl_nats=tuple(float(kl) for kl in scored.kl.mean(axis=1, dtype="float64")),
-            loss=float(scored.losses.mean(dtype="float64")),
+            losses=tuple(float(loss) for loss in scored.losses.mean(axis=1, dtype="float64")),
             float_loss=float(scored.reference_losses.mean(dtype="float64")),
             bits=report.bits_per_weight_quantized,
         )

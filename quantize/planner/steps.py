@@ -1,14 +1,15 @@
 """Steps on the whole model: each is measured, and kept only if the model is better with it.
 
 What trials predict site by site is one site's error alone, behind a float model. A step is therefore a whole recipe:
-quantized, run, and compared with the best so far on text that nothing was fitted to. It is kept when the mean KL to
-the float model falls by more than one standard error of the paired difference over sequences; otherwise it is
-rolled back and the next step starts from where this one did.
+quantized, run, and compared with the best so far on text that nothing was fitted to. The mean KL to the float model
+decides, and where it moves by less than one standard error of the paired difference over sequences, the cross entropy:
+a step is kept when what decides falls by more than its error. Otherwise it is rolled back, and the next step starts
+from where this one did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import expm1, log, sqrt
 from statistics import fmean, stdev
@@ -29,12 +30,13 @@ class Measured:
 
     Attributes:
         kl_nats: mean KL(float || quantized) of every sequence.
-        loss, float_loss: mean cross entropy in nats, of the quantized and of the float model.
+        losses: mean cross entropy of every sequence, nats.
+        float_loss: the float model's, over all sequences.
         bits: stored bits per weight of the quantized linears, as reported.
     """
 
     kl_nats: tuple[float, ...]
-    loss: float
+    losses: tuple[float, ...]
     float_loss: float
     bits: float
 
@@ -45,7 +47,7 @@ class Measured:
     @property
     def perplexity_increase(self) -> float:
         """As a share of the float model's."""
-        return expm1(self.loss - self.float_loss)
+        return expm1(fmean(self.losses) - self.float_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +154,7 @@ def _verdict(measured: Measured, best: Step | None, budget: Budget) -> tuple[boo
     if best is None or best.measured is None:
         return True, "the start"
     before = best.measured
-    differences = [a - b for a, b in zip(measured.kl_nats, before.kl_nats, strict=True)]
-    change = fmean(differences)
-    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
+    change, error = _change(measured.kl_nats, before.kl_nats)
     text = f"KL {change:+.4f} ± {error:.4f} nats"
     if budget.max_loss is not None:
         was, now = (m.perplexity_increase <= budget.max_loss for m in (before, measured))
@@ -162,4 +162,14 @@ def _verdict(measured: Measured, best: Step | None, budget: Budget) -> tuple[boo
             return measured.bits < before.bits, f"{text}; within the allowed loss at {measured.bits:.3f} bits"
         if now != was:
             return now, f"{text}; {'now within' if now else 'beyond'} the allowed loss"
+    if abs(change) <= error:
+        change, error = _change(measured.losses, before.losses)
+        text += f"; loss {change:+.4f} ± {error:.4f}"
     return change < -error, text
+
+
+def _change(now: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    """The mean of paired differences and its standard error."""
+    differences = [a - b for a, b in zip(now, before, strict=True)]
+    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
+    return fmean(differences), error
