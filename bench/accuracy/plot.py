@@ -44,9 +44,9 @@ def _bar(row: dict[str, Any], scheme: str) -> tuple[str, float, str] | None:
     if "error" in row or "planted" in name:
         return None
     bits = f"({row['bits_per_weight_quantized']:.2f})"
-    if name.startswith(f"{scheme} | ") and name.endswith(" | in domain"):
-        _, method, quantizer, _ = name.split(" | ")
-        return f"{method}, {quantizer} {bits}", row["kl_nats"], OURS
+    if name.startswith(f"{scheme} | ") and " | in domain" in name:
+        _, *what = name.split(" | ")
+        return f"{', '.join(part for part in what if part != 'in domain')} {bits}", row["kl_nats"], OURS
     if " | " not in name and name.endswith(f" {scheme}"):
         return f"{name.removesuffix(scheme)}{bits}", row["kl_nats"], THEIRS
     return None

@@ -36,7 +36,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
-    **{f"{PLANNER} {bits}": {"max_bits": bits, **WEIGHED} for bits in (4.9, 5.3)},
+    **{f"{PLANNER} {bits}": {"max_bits": bits, **WEIGHED} for bits in (4.9, 5.3, 8.7)},
     **{f"{PLANNER} {bits}, tokens alike": {"max_bits": bits} for bits in (4.9, 5.3)},
     **{f"{PLANNER} {bits}, mixed": {"max_bits": bits, "mixed": True, **WEIGHED} for bits in (4.9, 5.3)},
 }
@@ -48,6 +48,7 @@ QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
     "GPTQ + low rank 16": {"quantizer": "gptq", "low_rank": 16},
     "signed rounding": {"quantizer": "autoround"},
 }
+EIGHT_BITS = ("W8A8 g64", "W8A8 per tensor", "FP8")  # planned within 8.7 bits, the others within 4.9 and 5.3
 INTEGER_FOUR = ("W4A4", "W4A4 g64")
 INTEGER_WEIGHTS = ("W4A8", "W4A8 g64", "W8A8 g64", *INTEGER_FOUR, "W8A8 per tensor")
 EXPORTED = ("W4A8 g64", "W8A8 g64")  # what ONNX Runtime computes on a CPU: rows of these are scored there too
@@ -75,6 +76,9 @@ def rows(schemes: list[str], methods: list[str], quantizers: list[str]) -> Itera
         for method in methods:
             if ("RRS" in method or "unclipped" in method) and scheme not in INTEGER_FOUR[:1]:
                 continue  # Runtime Smooth and clips are of INT4 activations
+            limit = METHODS[method].get("max_bits")
+            if limit is not None and (limit > 8) != (scheme in EIGHT_BITS):
+                continue
             for quantizer in quantizers:
                 if quantizer == "signed rounding" and scheme not in INTEGER_WEIGHTS:
                     continue

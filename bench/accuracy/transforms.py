@@ -40,7 +40,7 @@ from qtool.runtime.reference import ReferenceSession
 from smollm2 import fetch
 
 ROOT = Path(__file__).parents[2]
-SCORED, LENGTH = 16, 512
+SCORED, SEQUENCES, LENGTH = 16, 32, 512
 
 
 def run(
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="score on its second half, calibrate on its first")
     parser.add_argument("--output", type=Path, required=True, help="the rows, as JSON lines")
     parser.add_argument("--calibration", choices=("in domain", "built-in"), default="in domain")
-    parser.add_argument("--sequences", type=int, default=32, help="calibration sequences of 512 tokens")
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of 512 tokens, to calibrate")
     parser.add_argument("--scheme", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--quantizer", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
@@ -132,6 +132,7 @@ def main() -> None:
     if options.output.exists():
         done = {json.loads(line)["row"] for line in options.output.read_text().splitlines()}
 
+    size_note = "" if options.sequences == SEQUENCES else f" | {options.sequences} sequences"
     planners: dict[tuple[str, bool], Planner] = {}
 
     def planner_for(row: Row) -> Planner:
@@ -144,7 +145,7 @@ def main() -> None:
         return planners[asked]
 
     for row in rows(options.scheme, options.method, options.quantizer):
-        name = f"{row.name} | {options.calibration}" + (" | planted" if options.planted else "")
+        name = f"{row.name} | {options.calibration}{size_note}" + (" | planted" if options.planted else "")
         if name in done:
             continue
         entry = {"row": name, **run(row, subject, source.tokenizer_files, calibration, scored, reference, planner_for)}
