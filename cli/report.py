@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,9 @@ def print_quantization(report: dict[str, Any]) -> None:
         out.print(f"damping was raised in {len(escalated)} layers, first {escalated[0]}", markup=False)
     if (distilled := report.get("distilled")) is not None:
         kept = f"epoch {distilled['epoch']}" if distilled["epoch"] else "the start: nothing helped"
-        before, after = distilled["kl_before"], distilled["kl_after"]
-        out.print(f"distilled: KL {before:.4f} to {after:.4f} nats on held-out sequences ({kept})", markup=False)
+        kl = " to ".join(f"{distilled[f'kl_{when}']:.4f}" for when in ("before", "after"))
+        perplexity = " to ".join(f"{exp(distilled[f'loss_{when}']):.3f}" for when in ("before", "after"))
+        out.print(f"distilled: KL {kl} nats, perplexity {perplexity} on held-back sequences ({kept})", markup=False)
     for line in report["notes"]:
         out.print(f"note: {line}", markup=False)
     for module, reason in list(report["skipped"].items())[:MAX_SKIPPED]:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def run(
         "bits_per_weight_quantized": report.bits_per_weight_quantized,
         "seconds": round(seconds, 1),
         **package,
+        **({"distilled": asdict(report.distilled)} if report.distilled else {}),
         **({"steps": steps} if steps else {}),
     }
 

@@ -1,53 +1,44 @@
 """Steps on the whole model: each is measured, and kept only if the model is better with it.
 
 What trials predict site by site is one site's error alone, behind a float model. A step is therefore a whole recipe:
-quantized, run, and compared with the best so far on text that nothing was fitted to. The mean KL to the float model
-decides, and where it moves by less than one standard error of the paired difference over sequences, the cross entropy:
-a step is kept when what decides falls by more than its error. Otherwise it is rolled back, and the next step starts
-from where this one did.
+quantized, run, and compared with the best so far on text that nothing was fitted to (see `HeldOutScores.against`). It
+is kept when it is better by more than the noise; otherwise it is rolled back and the next step starts from where this
+one did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import expm1, log, sqrt
-from statistics import fmean, stdev
+from math import expm1, log
 
 from qtool.errors import GateFailed, InputRefused, UsageError
 from qtool.quantize.artifacts.distillation import Distillation
 from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.planner.budget import Budget
 from qtool.quantize.planner.decide import Choice, Decisions
+from qtool.quantize.quantizers.held_out import HeldOutScores
 
 ROUNDS = 3
 WHOLE_MODEL = {"rotate": ("fold_norms", "rotate"), "smooth": ("smooth",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(HeldOutScores):
     """A quantized model on the planner's held-out text.
 
     Attributes:
-        kl_nats: mean KL(float || quantized) of every sequence.
-        losses: mean cross entropy of every sequence, nats.
-        float_loss: the float model's, over all sequences.
+        float_loss: mean cross entropy of the float model, nats per token.
         bits: stored bits per weight of the quantized linears, as reported.
     """
 
-    kl_nats: tuple[float, ...]
-    losses: tuple[float, ...]
     float_loss: float
     bits: float
 
     @property
-    def mean_kl(self) -> float:
-        return fmean(self.kl_nats)
-
-    @property
     def perplexity_increase(self) -> float:
         """As a share of the float model's."""
-        return expm1(fmean(self.losses) - self.float_loss)
+        return expm1(self.mean_loss - self.float_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,22 +145,11 @@ def _verdict(measured: Measured, best: Step | None, budget: Budget) -> tuple[boo
     if best is None or best.measured is None:
         return True, "the start"
     before = best.measured
-    change, error = _change(measured.kl_nats, before.kl_nats)
-    text = f"KL {change:+.4f} ± {error:.4f} nats"
+    change = measured.against(before)
     if budget.max_loss is not None:
         was, now = (m.perplexity_increase <= budget.max_loss for m in (before, measured))
         if now and was:
-            return measured.bits < before.bits, f"{text}; within the allowed loss at {measured.bits:.3f} bits"
+            return measured.bits < before.bits, f"{change}; within the allowed loss at {measured.bits:.3f} bits"
         if now != was:
-            return now, f"{text}; {'now within' if now else 'beyond'} the allowed loss"
-    if abs(change) <= error:
-        change, error = _change(measured.losses, before.losses)
-        text += f"; loss {change:+.4f} ± {error:.4f}"
-    return change < -error, text
-
-
-def _change(now: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    """The mean of paired differences and its standard error."""
-    differences = [a - b for a, b in zip(now, before, strict=True)]
-    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
-    return fmean(differences), error
+            return now, f"{change}; {'now within' if now else 'beyond'} the allowed loss"
+    return change.proven, str(change)

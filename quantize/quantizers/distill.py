@@ -6,9 +6,10 @@ side products (EfficientQAT, 2407.11062, trains the scales end to end in a secon
 labels; its target here is the float model, which the text must not teach anything). The model runs as it will run;
 input quantizers and the cache's codes count as the identity in the backward pass.
 
-One sequence in eight is held back, from the quantizers too: the iterate that is kept is the one with the least loss
-there, and when that is the start, nothing is changed. (On text that GPTQ was fitted to, the start looks better than it
-is: measured on SmolLM2-135M-Instruct, W4A8 with QUAD 16, KL 0.034 there and 0.048 on other text.)
+One sequence in eight is held back, from the quantizers too. After every epoch the model is compared there with the
+best so far (see `HeldOutScores.against`); when the start stays the best, nothing is changed. (On text that GPTQ was
+fitted to, the start looks better than it is: measured on SmolLM2-135M-Instruct, W4A8 with QUAD 16, KL 0.034 there and
+0.048 on other text.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import kl_div, log_softmax, nll_loss
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
@@ -34,6 +35,7 @@ from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.measure.hidden_states import HiddenStates
 from qtool.quantize.quantizers.block_refinement import straight_through
+from qtool.quantize.quantizers.held_out import HeldOutScores
 from qtool.quantize.quantizers.report import Distilled
 from qtool.quantize.quantizers.trained_scales import TrainedScales
 
@@ -142,9 +144,9 @@ def distill(
     steps_per_epoch = -(-len(fitted) // options.batch)
     steps = options.epochs * steps_per_epoch
     generator = np.random.default_rng(seed)
-    best: dict[str, QuantizedTensor] = {}
+    results: dict[str, QuantizedTensor] = {}
     with straight_through(network):
-        before = least = _judge(network, target, tokens, held)
+        start = best = _judge(network, target, tokens, held)
         epoch_of_best = 0
         for step in range(steps):
             if step % steps_per_epoch == 0:
@@ -157,13 +159,19 @@ def distill(
                 linear.write()
             if (step + 1) % steps_per_epoch == 0:
                 found = _judge(network, target, tokens, held)
-                if found < least:
-                    least, epoch_of_best = found, (step + 1) // steps_per_epoch
-                    best = {name: linear.result() for name, linear in linears.items()}
-            progress(step + 1, steps, f"distill: KL {before:.4f}, now {least:.4f}")
+                if found.against(best).better:
+                    best, epoch_of_best = found, (step + 1) // steps_per_epoch
+                    results = {name: linear.result() for name, linear in linears.items()}
+            progress(step + 1, steps, f"distill: KL {start.mean_kl:.4f}, now {best.mean_kl:.4f}")
     for name, linear in linears.items():
-        linear.close(best.get(name, tensors[name]))
-    return best, Distilled(kl_before=before, kl_after=least, epoch=epoch_of_best)
+        linear.close(results.get(name, tensors[name]))
+    return results, Distilled(
+        kl_before=start.mean_kl,
+        kl_after=best.mean_kl,
+        loss_before=start.mean_loss,
+        loss_after=best.mean_loss,
+        epoch=epoch_of_best,
+    )
 
 
 def _linear(network: PreTrainedModel, name: str) -> QuantizedLinear:
@@ -190,24 +198,27 @@ def _step(
     optimizer.zero_grad()
     with torch.enable_grad(), _fast_products():
         for number in batch:
-            (_loss(network, target, tokens, number) / len(batch)).backward()  # type: ignore[no-untyped-call]
+            (_score(network, target, tokens, number)[0] / len(batch)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 
-def _judge(network: PreTrainedModel, target: FloatPredictions, tokens: Tokens, numbers: Sequence[int]) -> float:
+def _judge(
+    network: PreTrainedModel, target: FloatPredictions, tokens: Tokens, numbers: Sequence[int]
+) -> HeldOutScores:
     with torch.no_grad():
-        loss = sum(float(_loss(network, target, tokens, number)) for number in numbers) / len(numbers)
-    if not math.isfinite(loss):
+        scores = [_score(network, target, tokens, number) for number in numbers]
+    kl, losses = zip(*[(float(kl), float(loss)) for kl, loss in scores], strict=True)
+    if not math.isfinite(sum(kl)):
         raise InputRefused("the quantized model's output", "is not finite on this text", "use a smaller distill rate")
-    return loss
+    return HeldOutScores(kl_nats=kl, losses=losses)
 
 
-def _loss(network: Any, target: FloatPredictions, tokens: Tokens, number: int) -> Tensor:
-    """The mean KL divergence of one sequence's tokens."""
-    logits = network(input_ids=torch.from_numpy(tokens[number : number + 1]), use_cache=False).logits
-    given, vocabulary = target.of(number), logits.shape[-1]
-    found = log_softmax(logits, dim=-1)
-    return kl_div(found.view(-1, vocabulary), given.view(-1, vocabulary), log_target=True, reduction="batchmean")
+def _score(network: Any, target: FloatPredictions, tokens: Tokens, number: int) -> tuple[Tensor, Tensor]:
+    """The mean KL divergence and the mean cross entropy of one sequence's tokens."""
+    ids = torch.from_numpy(tokens[number : number + 1])
+    found = log_softmax(network(input_ids=ids, use_cache=False).logits, dim=-1)[0]
+    kl = kl_div(found, target.of(number)[0], log_target=True, reduction="batchmean")
+    return kl, nll_loss(found[:-1], ids[0, 1:])
 
 
 @contextmanager

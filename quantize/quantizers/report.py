@@ -42,11 +42,14 @@ class Distilled:
 
     Attributes:
         kl_before, kl_after: KL(float || quantized) in nats per token, on the sequences that were held back.
+        loss_before, loss_after: cross entropy there, nats per token.
         epoch: of the iterate that was kept; 0 is the start.
     """
 
     kl_before: float
     kl_after: float
+    loss_before: float
+    loss_after: float
     epoch: int
 
 

@@ -124,31 +124,14 @@ def test_a_plan_that_predicts_well_and_measures_badly_is_rolled_back_to_the_rule
     assert "KL +0.1500" in steps[1].why
 
 
-@pytest.mark.parametrize(
-    "losses, better",
-    [((2.1, 2.2, 2.3), False), ((2.0, 2.1, 2.6), False), ((2.09, 2.18, 2.28), True), ((2.2, 2.3, 2.4), False)],
-    ids=["equal", "noise", "less", "more"],
-)
-def test_where_the_kl_cannot_tell_the_loss_decides(losses: tuple[float, ...], better: bool) -> None:
+def test_within_the_noise_is_not_better() -> None:
     budget = Budget(max_bits=5.1)
 
     def measure(name: str, recipe: Recipe) -> Measured:
-        if name == AS_ASKED:
-            return Measured(kl_nats=(0.10, 0.10, 0.10), losses=(2.1, 2.2, 2.3), float_loss=2.0, bits=4.5)
-        return Measured(kl_nats=(0.02, 0.15, 0.12), losses=losses, float_loss=2.0, bits=4.5)
+        kl = (0.10, 0.10, 0.10) if name == AS_ASKED else (0.02, 0.15, 0.12)
+        return Measured(kl_nats=kl, losses=(2.1, 2.2, 2.3), float_loss=2.0, bits=4.5)
 
-    step = run_steps(decisions(budget), ASKED, budget, measure)[1]
-    assert step.kept is better and "; loss " in step.why
-
-
-def test_a_kl_that_rises_is_not_outweighed_by_the_loss() -> None:
-    budget = Budget(max_bits=5.1)
-
-    def measure(name: str, recipe: Recipe) -> Measured:
-        return measured(0.10 if name == AS_ASKED else 0.11, increase=0.3 if name == AS_ASKED else 0.1)
-
-    step = run_steps(decisions(budget), ASKED, budget, measure)[1]
-    assert not step.kept and "loss" not in step.why
+    assert [step.kept for step in run_steps(decisions(budget), ASKED, budget, measure)][1] is False
 
 
 @pytest.mark.parametrize("refusal", [InputRefused, UsageError])

@@ -20,6 +20,7 @@ from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.inputs import Tokens, open_model
 from qtool.quantize.quantizers import distill as distill_module
 from qtool.quantize.quantizers.distill import FloatPredictions, distill, hold_back
+from qtool.quantize.quantizers.held_out import HeldOutScores
 from qtool.quantize.quantizers.trained_scales import TrainedScales
 from qtool.runtime.reference import load_reference
 
@@ -45,6 +46,12 @@ def kl_of(source, checkpoint: QuantizedCheckpoint, numbers) -> float:
     with torch.no_grad():
         given, found = (log_softmax(n(input_ids=ids, use_cache=False).logits, -1) for n in (teacher, network))
     return float(kl_div(found.flatten(0, 1), given.flatten(0, 1), log_target=True, reduction="batchmean"))
+
+
+def loss_of(checkpoint: QuantizedCheckpoint, numbers) -> float:
+    ids = torch.from_numpy(IDS[list(numbers)])
+    with torch.no_grad():
+        return float(load_reference(checkpoint)(input_ids=ids, labels=ids, use_cache=False).loss)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "mixtral", "qwen3_moe"])
@@ -104,6 +111,8 @@ def test_distilled_checkpoints_predict_better_and_keep_their_codes(
     assert report.distilled.kl_after < report.distilled.kl_before
     held = (0, 8, 16)
     assert kl_of(source, plain, held) == pytest.approx(report.distilled.kl_before, rel=1e-3)
+    assert loss_of(plain, held) == pytest.approx(report.distilled.loss_before, rel=1e-3)
+    assert loss_of(better, held) == pytest.approx(report.distilled.loss_after, rel=1e-3)
     # What is stored is what was measured, but for the rounding of 16-bit products.
     assert kl_of(source, better, held) == pytest.approx(report.distilled.kl_after, rel=1e-2)
     changed = 0
@@ -134,12 +143,13 @@ def test_nothing_changes_when_nothing_helps(tiny_model: Make, tmp_path: Path, mo
     before = {path.name: path.read_bytes() for path in (tmp_path / "plain").glob("*.safetensors")}
     network = load_reference(plain)
     tensors = {module: plain.quantized(module) for module in plain.schemes}
-    losses = iter([0.1, 0.2, 0.3])
-    monkeypatch.setattr(distill_module, "_judge", lambda *_: next(losses))
+    scores = iter(HeldOutScores(kl_nats=(kl, kl), losses=(3.0, 3.0)) for kl in (0.1, 0.2, 0.3))
+    monkeypatch.setattr(distill_module, "_judge", lambda *_: next(scores))
     changed, result = distill(
         network, tensors, source, *hold_back(IDS), Distillation(epochs=2, rate=0.1), seed=0, progress=lambda *_: None
     )
-    assert changed == {} and result.epoch == 0 and result.kl_after == result.kl_before == 0.1
+    assert changed == {} and result.epoch == 0
+    assert result.kl_after == result.kl_before == 0.1 and result.loss_after == result.loss_before == 3.0
     for name, tensor in tensors.items():
         assert torch.equal(network.get_submodule(name).weight, tensor.dequantize())
         assert network.get_submodule(name).side is tensor.side
