@@ -32,6 +32,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + hadamard, unclipped": {**ROTATE, "transform": "hadamard", "activation_clip": 1.0},
     "hadamard + RRS": {"transform": "hadamard", "runtime_smooth": "robust"},
     "fold + hadamard + RRS": {"model": ["fold_norms"], "transform": "hadamard", "runtime_smooth": "robust"},
+    "smooth + hadamard + RRS": {"model": ["smooth"], "transform": "hadamard", "runtime_smooth": "robust"},
     "hadamard + RRS, frozen": {"transform": "hadamard", "runtime_smooth": "frozen"},
     "rotate + RRS": {**ROTATE, "transform": "hadamard", "runtime_smooth": "robust"},
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
