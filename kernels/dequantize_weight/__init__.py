@@ -33,7 +33,11 @@ def dequantize_weight(
     zeros = scale.new_full((1, 1), zero_code) if zero_point is None else zero_point.to(torch.float32)
     columns = codes.shape[1]
     values = e2m1_values(codes) if e2m1 else codes.to(torch.float32)
-    return (values - _spread(zeros, group_size, columns)) * _spread(scale, group_size, columns)
+    if group_size is None or columns % group_size:
+        values.sub_(_spread(zeros, group_size, columns)).mul_(_spread(scale, group_size, columns))
+    else:  # no second matrix of this size in memory
+        torch.unflatten(values, 1, (-1, group_size)).sub_(zeros.unsqueeze(-1)).mul_(scale.unsqueeze(-1))
+    return values
 
 
 def widen_to_e4m3(
