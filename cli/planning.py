@@ -32,7 +32,8 @@ _OPTIONS = (
     click.option(
         "--max-slowdown",
         type=click.FloatRange(min=1),
-        help="Bytes per decoded and work per prefilled token, relative to the scheme as asked.",
+        help="Time of a decoded and of a prefilled token, relative to the scheme as asked: counted from what blocks "
+        "read and multiply, with online operations at what they take on a CPU. `qtool bench` times it.",
     ),
     click.option("--mixed", is_flag=True, help="Allow 8 bits, and groups of half the size, where a layer needs them."),
 )

@@ -45,7 +45,9 @@ class Smooth(click.ParamType[dict[str, Any]]):
     name = "smooth"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """A search by its name, or SmoothQuant's exponent."""
+        """A search by its name, SmoothQuant's exponent, or nothing."""
+        if value == "none":
+            return {}
         searches = {"auto": "aqas", "aqas": "aqas", "awq": "awq"}
         if value in searches:
             return {"smooth_search": searches[value]}
@@ -54,7 +56,7 @@ class Smooth(click.ParamType[dict[str, Any]]):
         except ValueError:
             alpha = -1.0
         if not 0 <= alpha <= 1:
-            self.fail(f"{value!r} is neither auto, aqas, awq nor a number from 0 to 1", param, ctx)
+            self.fail(f"{value!r} is neither auto, aqas, awq, none nor a number from 0 to 1", param, ctx)
         return {"smooth_alpha": alpha}
 
 
@@ -72,9 +74,10 @@ class Smooth(click.ParamType[dict[str, Any]]):
 @click.option(
     "--smooth",
     type=Smooth(),
-    metavar="auto|awq|ALPHA",
+    metavar="auto|awq|ALPHA|none",
     help="Outliers into the weights, free online: scales searched with both quantizers at work (auto: AQAS) or the "
-    "weight's (awq), or SmoothQuant's with this exponent.",
+    "weight's (awq), or SmoothQuant's with this exponent. Default: none, but 0.5 in front of --transform hadamard "
+    "--runtime-smooth, which cannot help a block that one channel owns.",
 )
 @click.option("--transform", type=click.Choice(["hadamard", "quad"]), help="Online, before inputs are quantized.")
 @click.option("--rank", type=click.IntRange(1, 512), help="Of --transform quad: directions kept in 16 bits.")
@@ -269,7 +272,10 @@ def recipe_of(path: Path | None, preset: dict[str, Any], *, planned: bool) -> Re
     given["symmetric"] = not given.pop("asymmetric", False)
     if planned:
         given.setdefault("token_weights", "gradient")
-    rotate, smooth = given.pop("rotate", False), given.pop("smooth", {})
+    rotate = given.pop("rotate", False)
+    # A plan tries smoothing by itself; a rotation of the residual stream spreads such channels as well.
+    owned = given.get("transform") == "hadamard" and "runtime_smooth" in given and not (rotate or planned)
+    smooth = given.pop("smooth", {"smooth_alpha": 0.5} if owned else {})
     given["model"] = [*(["fold_norms", "rotate"] if rotate else []), *(["smooth"] if smooth else [])]
     given |= smooth
     if (epochs := given.pop("distill", None)) is not None:

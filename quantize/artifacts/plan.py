@@ -22,15 +22,17 @@ PLAN, RECIPE = "plan.json", "recipe.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One candidate on one site: predicted KL in nats per token, relative squared output error, bits per weight, work.
+    """One candidate on one site: predicted KL in nats per token, relative squared output error, bits per weight, cost.
 
-    `work` is multiply-accumulates per token, in units of an 8-bit one.
+    `reads` is bits read for a decoded token, online operations counted as what could be read in their time; `work` is
+    multiply-accumulates per token of prefill, in units of an 8-bit one.
     """
 
     candidate: str
     kl_nats: float
     output_error: float
     bits: float
+    reads: int
     work: int
 
 
@@ -52,7 +54,7 @@ class StepRow:
         kl_nats: measured, mean over tokens.
         perplexity_increase: measured, as a share of the float model's.
         bits: stored bits per weight of the quantized linears.
-        decode, prefill: bytes and work relative to the scheme as asked.
+        decode, prefill: reads and work relative to the scheme as asked.
         kept, why: the decision.
     """
 

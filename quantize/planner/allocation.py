@@ -1,4 +1,4 @@
-"""Which option each site gets so that the total loss is least within limits on bits and work.
+"""Which option each site gets so that the total loss is least within limits on what it costs.
 
 Every site starts with its cheapest option. Then, again and again until nothing fits, the change is made that saves most
 loss for the share it takes of what is left of the limits. On options whose loss falls convexly with their cost this is
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from math import inf
 
 from qtool.errors import UsageError
-from qtool.quantize.planner.cost import Cost
+from qtool.quantize.planner.cost import NOTHING, Cost
 
+# What an option costs, and which option of the command limits it.
+RESOURCES = {"bits": "--max-bits", "reads": "--max-slowdown", "work": "--max-slowdown"}
 UNLIMITED_WEIGHT = 1e-3  # of a share of an unlimited total: only decides between changes that are free otherwise
 
 
@@ -27,11 +29,16 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """On the totals over all sites; `loss` ends the search as soon as it is reached."""
+    """On the totals over all sites, resource by resource; `loss` ends the search as soon as it is reached."""
 
     bits: float = inf
+    reads: float = inf
     work: float = inf
     loss: float = 0.0
+
+    def exceeded(self, total: Cost) -> str | None:
+        """The option behind the first limit that a total is over."""
+        return next((option for name, option in RESOURCES.items() if getattr(total, name) > getattr(self, name)), None)
 
 
 def allocate(sites: Sequence[Sequence[Option]], limits: Limits) -> list[int]:
@@ -40,27 +47,25 @@ def allocate(sites: Sequence[Sequence[Option]], limits: Limits) -> list[int]:
     Raises:
         UsageError: when even the cheapest options exceed a limit.
     """
-    chosen = [min(range(len(s)), key=lambda i: (s[i].cost.bits, s[i].cost.work, s[i].loss, i)) for s in sites]
-    total = sum((s[i].cost for s, i in zip(sites, chosen, strict=True)), Cost(bits=0, work=0))
+    chosen = [min(range(len(options)), key=lambda i: _cheapest(options[i], i)) for options in sites]
+    total = sum((s[i].cost for s, i in zip(sites, chosen, strict=True)), NOTHING)
     loss = sum(s[i].loss for s, i in zip(sites, chosen, strict=True))
-    if total.bits > limits.bits:
-        raise UsageError("--max-bits", "is below the cheapest candidates", "allow more bits, or fewer in the scheme")
-    if total.work > limits.work:
-        raise UsageError("--max-slowdown", "is below the cheapest candidates", "allow more")
+    if (option := limits.exceeded(total)) is not None:
+        raise UsageError(option, "is below the cheapest candidates", "allow more, or ask for a cheaper scheme")
     while loss > limits.loss:
         best = _best_change(sites, chosen, total, limits)
         if best is None:
             break
-        site, option = best
-        before, after = sites[site][chosen[site]], sites[site][option]
-        total = Cost(bits=total.bits + after.cost.bits - before.cost.bits, work=total.work + _more(after, before))
+        site, index = best
+        before, after = sites[site][chosen[site]], sites[site][index]
+        total = total + after.cost - before.cost
         loss += after.loss - before.loss
-        chosen[site] = option
+        chosen[site] = index
     return chosen
 
 
-def _more(after: Option, before: Option) -> int:
-    return after.cost.work - before.cost.work
+def _cheapest(option: Option, index: int) -> tuple[float, ...]:
+    return (*(getattr(option.cost, name) for name in RESOURCES), option.loss, index)
 
 
 def _best_change(
@@ -73,10 +78,10 @@ def _best_change(
             saved = now.loss - option.loss
             if saved <= 0:
                 continue
-            bits, work = option.cost.bits - now.cost.bits, _more(option, now)
-            if total.bits + bits > limits.bits or total.work + work > limits.work:
+            more = option.cost - now.cost
+            if limits.exceeded(total + more) is not None:
                 continue
-            share = _share(bits, total.bits, limits.bits) + _share(work, total.work, limits.work)
+            share = sum(_share(*(getattr(each, name) for each in (more, total, limits))) for name in RESOURCES)
             rate = inf if share <= 0 else saved / share
             if rate > best_rate:
                 best, best_rate = (site, index), rate

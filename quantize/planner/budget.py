@@ -14,7 +14,8 @@ class Budget:
     Attributes:
         max_bits: stored bits per weight of the planned linears, everything counted.
         max_loss: increase of the perplexity on the planner's held-out text, as a share: 0.03 is 3 %.
-        max_slowdown: decode bytes and prefill work of the planned linears, each relative to the scheme as asked.
+        max_slowdown: decode reads and prefill work (see `Cost`) of the planned linears, each relative to the scheme as
+            asked.
     """
 
     max_bits: float | None = None

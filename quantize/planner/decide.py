@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, log1p
 
 from qtool.errors import UsageError
@@ -11,7 +11,7 @@ from qtool.quantize.artifacts.recipe import Recipe
 from qtool.quantize.planner.allocation import Limits, Option, allocate
 from qtool.quantize.planner.budget import DEFAULT_BITS, Budget
 from qtool.quantize.planner.candidates import AS_ASKED, Candidate, changed
-from qtool.quantize.planner.cost import Cost
+from qtool.quantize.planner.cost import NOTHING, Cost
 from qtool.quantize.planner.trial import Trial
 
 
@@ -55,9 +55,8 @@ class Decisions:
         # A limit met to the bit is met: 5.1 × 200 is 1019.999….
         bits = inf if given is None else given * self.parameters + 1e-6
         slowdown = inf if budget.max_slowdown is None else budget.max_slowdown
-        self._limits = Limits(
-            bits=min(bits, slowdown * self.as_asked.cost.bits), work=slowdown * self.as_asked.cost.work
-        )
+        start = self.as_asked.cost
+        self._limits = Limits(bits=bits, reads=slowdown * start.reads, work=slowdown * start.work)
         self._target = 0.0 if budget.max_loss is None else log1p(budget.max_loss)
 
     def per_site(self, trust: float = 1.0) -> Choice:
@@ -70,8 +69,7 @@ class Decisions:
             UsageError: when the cheapest candidates exceed a limit.
         """
         options = [[Option(loss=t.kl_nats, cost=t.cost) for t in site.trials] for site in self.sites]
-        limits = Limits(bits=self._limits.bits, work=self._limits.work, loss=self._target / trust)
-        return self._choice(allocate(options, limits))
+        return self._choice(allocate(options, replace(self._limits, loss=self._target / trust)))
 
     def one_for_all(self) -> tuple[str, Choice]:
         """The candidate that predicts the least loss when every site gets it, among those within the limits.
@@ -80,7 +78,7 @@ class Decisions:
             UsageError: when none is.
         """
         choices = [self._choice([index] * len(self.sites)) for index in range(len(self._names))]
-        fitting = [i for i, c in enumerate(choices) if self._fits(c.cost)]
+        fitting = [i for i, c in enumerate(choices) if self._limits.exceeded(c.cost) is None]
         if not fitting:
             raise UsageError("--max-bits or --max-slowdown", "is below the scheme as asked", "allow more")
         best = min(fitting, key=lambda i: (choices[i].kl_nats, i))
@@ -106,22 +104,19 @@ class Decisions:
         return choice.cost.bits / self.parameters
 
     def slowdown(self, choice: Choice) -> tuple[float, float]:
-        """Decode bytes and prefill work, relative to the scheme as asked."""
-        return choice.cost.bits / self.as_asked.cost.bits, choice.cost.work / self.as_asked.cost.work
+        """Decode reads and prefill work, relative to the scheme as asked."""
+        return choice.cost.reads / self.as_asked.cost.reads, choice.cost.work / self.as_asked.cost.work
 
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(trial.candidate for trial in self.sites[0].trials)
-
-    def _fits(self, cost: Cost) -> bool:
-        return cost.bits <= self._limits.bits and cost.work <= self._limits.work
 
     def _choice(self, by_site: Sequence[int]) -> Choice:
         chosen = [site.trials[index] for site, index in zip(self.sites, by_site, strict=True)]
         return Choice(
             by_site=tuple(by_site),
             kl_nats=sum(trial.kl_nats for trial in chosen),
-            cost=sum((trial.cost for trial in chosen), Cost(bits=0, work=0)),
+            cost=sum((trial.cost for trial in chosen), NOTHING),
         )
 
 

@@ -134,6 +134,7 @@ def _site_row(site: SiteTrials, chosen: int) -> SiteRow:
             kl_nats=trial.kl_nats,
             output_error=trial.output_error,
             bits=trial.cost.bits / site.parameters,
+            reads=trial.cost.reads,
             work=trial.cost.work,
         )
         for trial in site.trials

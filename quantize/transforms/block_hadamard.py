@@ -69,6 +69,10 @@ class BlockHadamard:
     def online_products(self) -> int:
         return len(self.signs) * self.block
 
+    @property
+    def online_nodes(self) -> int:
+        return 4  # signs, two reshapes, the product
+
     def input(self, x: Tensor) -> Parts:
         return self.rotate(x), None
 

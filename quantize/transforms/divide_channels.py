@@ -35,6 +35,10 @@ class DivideChannels:
     def online_products(self) -> int:
         return len(self.factors)
 
+    @property
+    def online_nodes(self) -> int:
+        return 1
+
     def input(self, x: Tensor) -> Parts:
         return x / self.factors, None
 

@@ -56,6 +56,10 @@ class Quad:
     def online_products(self) -> int:
         return 2 * self.directions.numel() + self.rotation.online_products
 
+    @property
+    def online_nodes(self) -> int:
+        return 5 + self.rotation.online_nodes  # side, projection, rest; the side's product and its sum
+
     def input(self, x: Tensor) -> Parts:
         side = side_columns(x, self.directions)
         return self.rotation.rotate(x - side @ self.directions.T), side

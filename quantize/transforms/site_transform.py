@@ -40,6 +40,11 @@ class SiteTransform(Protocol):
         """Multiply-accumulates per token of `input`."""
         ...
 
+    @property
+    def online_nodes(self) -> int:
+        """Nodes of a package that compute `input` and the linears' side products, for all linears together."""
+        ...
+
     def input(self, x: Tensor) -> Parts:
         """x [..., K] to main [..., K'] and side [..., r] or None."""
         ...

@@ -33,6 +33,10 @@ class ThenDivide:
     def online_products(self) -> int:
         return self.first.online_products + self.division.online_products
 
+    @property
+    def online_nodes(self) -> int:
+        return self.first.online_nodes + self.division.online_nodes
+
     def input(self, x: Tensor) -> Parts:
         main, side = self.first.input(x)
         return self.division.input(main)[0], side

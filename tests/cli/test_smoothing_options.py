@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from qtool.cli.main import main
+from qtool.cli.quantize import recipe_of
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 
 SMALL = ("--sequences", "4", "--length", "64", "--threads", "1", "--group-size", "32")
@@ -46,6 +47,32 @@ def test_runtime_smooth_reaches_the_checkpoint(tiny_model: Callable[..., Path], 
     scheme = QuantizedCheckpoint(output).schemes["model.layers.1.mlp.up_proj"].input
     assert scheme is not None
     assert (scheme.granularity.name, scheme.clip) == ("per_token_smoothed", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("more", "planned", "expected"),
+    [
+        ({}, False, ("smooth",)),
+        ({"smooth": {}}, False, ()),
+        ({"smooth": {"smooth_alpha": 0.6}}, False, ("smooth",)),
+        ({"rotate": True}, False, ("fold_norms", "rotate")),
+        ({"transform": "quad", "rank": 8}, False, ()),
+        ({"runtime_smooth": None}, False, ()),
+        ({}, True, ()),
+    ],
+)
+def test_runtime_smooth_behind_a_hadamard_smooths_first(
+    more: dict[str, Any], planned: bool, expected: tuple[str, ...]
+) -> None:
+    given = {"scheme": "W4A4", "transform": "hadamard", "runtime_smooth": "robust", **more}
+    assert recipe_of(None, given, planned=planned).model == expected
+
+
+def test_smooth_none_is_an_option(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "checkpoint"
+    given = ("--transform", "hadamard", "--runtime-smooth", "frozen", "--smooth", "none")
+    assert qtool("quantize", tiny_model(), "-o", output, "--scheme", "W4A4", *given, *SMALL) == 0
+    assert yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))["model"] == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.scheme import layer_scheme
+from qtool.quantize.planner.cost import LOW_RANK_NODES
 from qtool.runtime.reference import ReferenceSession
 
 W4A16 = layer_scheme("W4A16", group_size=32)
@@ -47,6 +48,16 @@ def relative(got, wanted):
     return float((np.abs(got - wanted).max(-1) / np.abs(wanted).max(-1)).max())
 
 
+def computed_nodes(graph):
+    """How many nodes read the graph's inputs, directly or not; the session computes the others once, when it loads."""
+    live, count = {value.name for value in graph.input}, 0
+    for node in graph.node:
+        if live & set(node.input):
+            live |= set(node.output)
+            count += 1
+    return count
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("kind", ["hadamard", "quad", "divide", "quad, then divide"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -67,6 +78,22 @@ def test_package_computes_the_checkpoint(
         assert {node["online"][value] for value in ("input", "main", "product", "output")} <= made
     sites = {node["online"]["site"] for node in details["nodes"].values()}
     assert len(sites) == 2 * 4  # a layer: q and k and v, o, gate and up, down
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("hadamard", 0), ("quad", 0), ("divide", 0), ("quad, then divide", 0), (None, 4), ("quad", 4)]
+)
+def test_the_planner_counts_the_nodes_that_are_added(
+    kind, rank, tiny_model, source_of, quantize, export, around, transform_of
+):
+    source = source_of(tiny_model("llama"))
+    counts = []
+    for each in (around(None), around(kind, rank)):
+        folder, _ = export(quantize(source, blocks(W4A16), around=each), source)
+        counts.append(computed_nodes(onnx.load(folder / "model.onnx", load_external_data=False).graph))
+    sites = 2 * 4  # a layer: q and k and v, o, gate and up, down
+    counted = 0 if kind is None else transform_of(kind, 64).online_nodes
+    assert counts[1] - counts[0] == sites * (counted + LOW_RANK_NODES * (rank > 0))
 
 
 def test_a_quantized_head_stays_beside_transformed_blocks(

@@ -12,8 +12,8 @@ from qtool.quantize.planner.allocation import Limits, Option, allocate
 from qtool.quantize.planner.cost import Cost
 
 
-def option(loss: float, bits: int, work: int = 1) -> Option:
-    return Option(loss=loss, cost=Cost(bits=bits, work=work))
+def option(loss: float, bits: int, work: int = 1, reads: int = 1) -> Option:
+    return Option(loss=loss, cost=Cost(bits=bits, reads=reads, work=work))
 
 
 def convex_sites(seed: int, count: int = 5) -> list[list[Option]]:
@@ -50,6 +50,12 @@ def test_work_is_a_limit_of_its_own() -> None:
     assert allocate(sites, Limits(work=200)) == [1, 1]
 
 
+def test_reads_are_a_limit_of_their_own() -> None:
+    sites = [[option(1.0, 10, reads=10), option(0.1, 10, reads=100)], [option(1.0, 10, reads=10), option(0.5, 11)]]
+    assert allocate(sites, Limits(reads=50)) == [0, 1]
+    assert allocate(sites, Limits(reads=101)) == [1, 1]
+
+
 def test_it_stops_where_the_loss_is_reached() -> None:
     sites = [[option(4.0, 10), option(1.0, 12)], [option(4.0, 10), option(3.0, 12)]]
     assert allocate(sites, Limits(loss=5.0)) == [1, 0]
@@ -67,7 +73,10 @@ def test_equal_options_go_to_the_first() -> None:
     assert allocate(sites, Limits(bits=22)) == [1, 0]
 
 
-@pytest.mark.parametrize(("limits", "named"), [(Limits(bits=5), "max-bits"), (Limits(work=0.5), "max-slowdown")])
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [(Limits(bits=5), "max-bits"), (Limits(work=0.5), "max-slowdown"), (Limits(reads=0), "max-slowdown")],
+)
 def test_a_limit_below_the_cheapest_is_refused(limits: Limits, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         allocate([[option(1.0, 10), option(0.5, 12)]], limits)

@@ -23,7 +23,7 @@ SITES = [("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"),
 
 def site(modules: tuple[str, ...], losses: dict[str, float], bits: dict[str, int]) -> SiteTrials:
     trials = tuple(
-        Trial(candidate=n, kl_nats=loss, output_error=loss, cost=Cost(bits=bits[n], work=bits[n]))
+        Trial(candidate=n, kl_nats=loss, output_error=loss, cost=Cost(bits=bits[n], reads=bits[n], work=bits[n]))
         for n, loss in losses.items()
     )
     return SiteTrials(modules=modules, parameters=100, trials=trials)
