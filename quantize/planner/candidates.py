@@ -42,8 +42,6 @@ _BY_ACTIVATION: Mapping[int, tuple[Candidate, ...]] = {
     8: (_PLAIN, _HADAMARD, *_quad(8, 16, 32)),
     16: (_PLAIN, *(Candidate(name=f"low rank {r}", fields={"low_rank": r}) for r in (8, 16, 32))),
 }
-# A float format's own exponent takes outliers up; only the largest directions are worth a product of their own.
-_FLOAT_ACTIVATION = (_PLAIN, _HADAMARD, *_quad(8))
 _OTHER_QUANTIZER = {"gptq": "rtn", "rtn": "gptq", "autoround": "gptq"}
 
 
@@ -57,10 +55,7 @@ def candidates(asked: Recipe, *, widths: Collection[int] = (), mixed: bool = Fal
     """
     rule = asked.rules[0]
     given = rule.layer_scheme().input
-    if given is not None and given.format.kind == "float":
-        offered = _FLOAT_ACTIVATION
-    else:
-        offered = _BY_ACTIVATION[16 if given is None else given.format.bits]
+    offered = _BY_ACTIVATION[16 if given is None else given.format.bits]
     # A search of smoothing scales cannot follow directions, which would change with every scale that it tries.
     searches = "smooth" in asked.model and asked.smooth_search != "smoothquant"
     found = [Candidate(name=AS_ASKED)]

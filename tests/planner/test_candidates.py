@@ -63,6 +63,14 @@ def test_every_candidate_can_be_assigned_and_written_down(name: str, mixed: bool
         assert again.assign([*MODULES, "lm_head"])[MODULES[0]] == assignments[candidate.name][MODULES[0]]
 
 
+def test_floats_are_offered_the_directions_that_integers_are() -> None:
+    def offered(scheme: str) -> set[str]:
+        return {c.name for c in candidates(Recipe.preset(scheme))}
+
+    assert offered("FP8_DYNAMIC") == offered("W4A8_FP") == offered("W8A8") and "quad 32" in offered("FP8_DYNAMIC")
+    assert offered("MXFP4") == offered("W4A4") and "quad 64" in offered("MXFP4")
+
+
 def test_what_was_asked_can_be_left_out_again() -> None:
     plain = {c.name: c for c in candidates(Recipe.preset("W4A8", transform="quad", rank=8))}["plain"]
     assert plain.fields == {"transform": None, "low_rank": 0}
