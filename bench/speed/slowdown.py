@@ -64,7 +64,7 @@ def main() -> None:
         "--work", type=Path, default=ROOT / ".demo" / "slowdown", help="where models are built and kept"
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape instead of SmolLM2")
-    parser.add_argument("--limits", type=float, nargs="*", default=[1.05, 1.2, 1.4], help="plans' --max-slowdown")
+    parser.add_argument("--limits", type=float, nargs="*", default=[1.05, 1.2], help="plans' --max-slowdown")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prompt", type=int, default=512)
