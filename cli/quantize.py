@@ -77,7 +77,7 @@ class Smooth(click.ParamType[dict[str, Any]]):
     metavar="auto|awq|ALPHA|none",
     help="Outliers into the weights, free online: scales searched with both quantizers at work (auto: AQAS) or the "
     "weight's (awq), or SmoothQuant's with this exponent. Default: none, but 0.5 in front of --transform hadamard "
-    "--runtime-smooth, which cannot help a block that one channel owns.",
+    "--runtime-smooth, which cannot help a block that one channel owns; not with --rotate, nor in plans.",
 )
 @click.option("--transform", type=click.Choice(["hadamard", "quad"]), help="Online, before inputs are quantized.")
 @click.option("--rank", type=click.IntRange(1, 512), help="Of --transform quad: directions kept in 16 bits.")

@@ -26,9 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cpu import processor
 from random_model import SHAPES, write_folder
 
+from qtool.quantize.architectures import require_quantizable
 from qtool.quantize.artifacts.checkpoint import QuantizedCheckpoint
 from qtool.quantize.inputs import open_model
-from qtool.quantize.planner.cost import Cost, cost_of
+from qtool.quantize.planner.cost import NOTHING, Cost, cost_of
+from qtool.quantize.quantizers.data_needs import block_prefix
 from smollm2 import fetch
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +56,12 @@ def package(model: Path, work: Path, name: str, options: tuple[str, ...]) -> tup
     if not folder.exists():
         qtool("export", checkpoint, "-o", folder, "--threads", "1")
     opened = QuantizedCheckpoint(checkpoint)
-    blocks = {m: opened.quantized(m) for m, s in opened.schemes.items() if s is not None and m != "lm_head"}
-    return folder, cost_of(blocks)
+    sites = [
+        [block_prefix(index) + path for path in group]
+        for index in range(int(opened.config["num_hidden_layers"]))
+        for group in require_quantizable(opened.config).linear_groups
+    ]
+    return folder, sum((cost_of({m: opened.quantized(m) for m in site}) for site in sites), NOTHING)
 
 
 def main() -> None:
