@@ -52,7 +52,8 @@ def try_candidates(
     trials: list[Trial] = []
     for name, decided in assignments.items():
         mine = [decided[module] for module in site.modules]
-        layers = with_input_scales(quantize_linears(mine, site.weights, site.hessian, {}, seed, fitted), fitted)
+        layers = quantize_linears(mine, site.weights, site.hessian, {}, seed, fitted, output_errors=False)
+        layers = with_input_scales(layers, fitted)
         kl, error = _compare(site, exact, layers)
         cost = cost_of({module: layer.tensor for module, layer in layers.items()})
         trials.append(Trial(candidate=name, kl_nats=kl, output_error=error, cost=cost))

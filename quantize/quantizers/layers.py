@@ -42,6 +42,8 @@ def quantize_linears(
     input_scales: Mapping[str, Tensor],
     seed: int = 0,
     inputs: Inputs | None = None,
+    *,
+    output_errors: bool = True,
 ) -> dict[str, QuantizedLayer]:
     """Quantize linears that read one input.
 
@@ -56,6 +58,7 @@ def quantize_linears(
         input_scales: a scalar by module where activations are static per tensor.
         seed: of random rotations.
         inputs: hands the shared input [b, T, K] to a function, batch by batch; for frozen smoothing.
+        output_errors: report them, which takes about as long as GPTQ; trials measure their own.
     """
     site = f"{assignments[0].module}.input"
     alike: dict[object, list[Assignment]] = {}
@@ -85,6 +88,7 @@ def quantize_linears(
                 weight=main[rows],
                 side=None if side is None else side[rows].to(torch.float16).to(torch.float32),
                 hessian=moment,
+                output_error=output_errors,
                 transform=transform,
                 site=f"{site}.{kind}".replace(" ", "_") if transform is not None else "",
             )
@@ -95,12 +99,16 @@ def quantize_linears(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One linear's rows of what its group shares: the weight's main part [N, K'], its side part, MᵀHM."""
+    """One linear's rows of what its group shares: the weight's main part [N, K'], its side part, MᵀHM.
+
+    `output_error` asks for it in the report.
+    """
 
     outcome: Outcome
     weight: Tensor
     side: Tensor | None
     hessian: Tensor | None
+    output_error: bool
     transform: SiteTransform | None
     site: str
 
@@ -153,7 +161,7 @@ def _layer(
     record = LayerRecord(
         quantizer=assignment.quantizer,
         weight_error=squared_norm(difference) / power if power > 0 else 0.0,
-        output_error=None if hessian is None else output_error(difference, weight, hessian),
+        output_error=output_error(difference, weight, hessian) if part.output_error and hessian is not None else None,
         damp=outcome.damp,
         escalations=outcome.escalations,
     )
