@@ -59,6 +59,9 @@ def command(
     With --dry-run: what `qtool quantize` with the same options, and its own defaults, will take. Size is counted and
     exact to a few percent; peak memory is within 30 %; time is rough, from the speed of one matrix product here.
     """
+    budget = {"--max-bits": max_bits, "--max-loss": max_loss, "--max-slowdown": max_slowdown, "--mixed": mixed or None}
+    if dry_run and (given := [option for option, value in budget.items() if value is not None]):
+        raise UsageError("--dry-run", "foretells the recipe as asked and plans nothing", f"leave out {given[0]}")
     rules = recipe_of(recipe, preset, planned=not dry_run)
     from qtool.quantize.architectures import require_quantizable
     from qtool.quantize.inputs import open_model
@@ -83,12 +86,14 @@ def command(
     check_output(output)
     source = open_model(model)
     require_quantizable(source.config)
+    if rules.kv is not None:
+        rules.kv.check_model(source.config)
     notes(source.notes)
     tokens = load_tokens("calibration", source.tokenizer_files, corpus, vocab_size=source.config["vocab_size"])
     with progress("check weights") as report_progress:
         check_finite(source, report_progress)
-    budget = Budget(max_bits=max_bits, max_loss=max_loss, max_slowdown=max_slowdown)
-    plan = Planner(source, rules, tokens, mixed=mixed, threads=threads).plan(budget)
+    limits = Budget(max_bits=max_bits, max_loss=max_loss, max_slowdown=max_slowdown)
+    plan = Planner(source, rules, tokens, mixed=mixed, threads=threads).plan(limits)
     with stage(output) as staging:
         manifest = plan.commit(staging)
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qtool.cli.float_model import transformed_model
 from qtool.cli.progress import progress
 from qtool.cli.quantized import quantized
 from qtool.cli.weighed_tokens import WeighedTokens
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _OPTIONS = (
-    click.option("--max-bits", type=_POSITIVE, help="Stored bits per weight, side products and scales counted."),
+    click.option(
+        "--max-bits",
+        type=_POSITIVE,
+        help="Stored bits per weight of the blocks, side products and scales counted. Default without --max-loss: "
+        "1.15 times those of the scheme as asked.",
+    ),
     click.option(
         "--max-loss",
         type=_POSITIVE,
@@ -61,6 +67,7 @@ class Planner:
         import torch
 
         from qtool.quantize.architectures import linear_names, require_quantizable
+        from qtool.quantize.planner.candidates import assignments_by_candidate, candidates
         from qtool.quantize.planner.plan import split, try_sites
 
         torch.set_num_threads(threads)
@@ -71,11 +78,15 @@ class Planner:
         self._unjudged = dataclasses.replace(tokens, ids=tokens.ids[: len(tokens.ids) - len(self._judged)])
         self._measured: dict[str, Measured] = {}
         groups = require_quantizable(source.config).linear_groups
+        linears = linear_names(source.config)
+        # Candidates are tried on the model that will be quantized, and any of them may need calibration.
+        model, _ = transformed_model(source, asked, asked.assign(linears), self._fitted)
+        tried = assignments_by_candidate(asked, candidates(asked, mixed=mixed), linears)
         self._weighed = WeighedTokens(self._fitted)
-        token_weights = self._weighed.of(source, asked, asked.assign(linear_names(source.config)))
+        token_weights = self._weighed.of(model, asked, [a for each in tried.values() for a in each.values()])
         with progress("try candidates") as report_progress:
             self._sites = try_sites(
-                source,
+                model,
                 asked,
                 groups,
                 tokens.ids,

@@ -188,7 +188,7 @@ def command(
     fitted, judged = calibration_of(rules, tokens)
     float_model, chosen = transformed_model(source, rules, assignments, fitted)
     notes(chosen)
-    token_weights = WeighedTokens(fitted).of(float_model, rules, assignments)
+    token_weights = WeighedTokens(fitted).of(float_model, rules, assignments.values())
     statistics = _statistics(statistics_path, float_model)
     decides = {
         "model": float_model.digest,
@@ -257,14 +257,18 @@ def recipe_of(path: Path | None, preset: dict[str, Any], *, planned: bool) -> Re
     """
     from qtool.quantize.artifacts.recipe import Recipe
 
-    given = {name: value for name, value in preset.items() if value not in (None, False, ())}
+    given = {name: value for name, value in preset.items() if value is not None and value is not False and value != ()}
     if path is not None:
         if given:
             option = "--" + next(iter(given)).replace("_", "-")
             raise UsageError(f"--recipe and {option}", "are alternatives", f"move {option} into the recipe")
         from qtool.quantize.inputs import read_recipe
 
-        return read_recipe(path)
+        recipe = read_recipe(path)
+        weigh = planned and "token_weights" not in recipe.model_fields_set
+        return recipe.model_copy(update={"token_weights": "gradient"}) if weigh else recipe
+    if "rank" in given and given.get("transform") != "quad":
+        raise UsageError("--rank", "is an option of --transform quad", "add it, or use --low-rank for a correction")
     if "scheme" not in given:
         raise UsageError("--scheme or --recipe", "missing", "for example --scheme W4A8")
     if (size := given.pop("group_size", None)) is not None:

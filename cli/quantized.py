@@ -49,7 +49,7 @@ def quantized(
     if calibration[0] is not tokens:
         tokens, weighed = calibration[0], None
     model, _ = transformed_model(source, recipe, assignments, tokens)
-    weights = (weighed or WeighedTokens(tokens)).of(model, recipe, assignments)
+    weights = (weighed or WeighedTokens(tokens)).of(model, recipe, assignments.values())
     with stage(folder) as staging, progress(f"quantize: {title}") as report_progress:
         writer = CheckpointWriter(staging.path, model.config, recipe.kv)
         report = quantize_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qtool.cli.progress import progress
@@ -26,14 +26,15 @@ class WeighedTokens:
         self._tokens = tokens
         self._known: dict[str, TokenWeights] = {}
 
-    def of(
-        self, model: WeightSource, recipe: Recipe, assignments: Mapping[str, Assignment]
-    ) -> TokenWeights | None:
-        """Their weights on the model that a recipe quantizes; None where the recipe counts them all the same."""
+    def of(self, model: WeightSource, recipe: Recipe, assignments: Iterable[Assignment]) -> TokenWeights | None:
+        """Their weights on the model that a recipe quantizes.
+
+        None where the recipe counts tokens all the same, or where nothing that is assigned needs calibration.
+        """
         from qtool.quantize.architectures import require_quantizable
         from qtool.quantize.quantizers.token_weights import gradient_weights
 
-        needed = any(a.needs_calibration for a in assignments.values())
+        needed = any(a.needs_calibration for a in assignments)
         if recipe.token_weights == "uniform" or self._tokens is None or not needed:
             return None
         if model.digest not in self._known:

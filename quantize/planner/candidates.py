@@ -93,13 +93,11 @@ def _eight_bits(asked: Rule) -> tuple[Candidate, ...]:
     if asked.layer_scheme().weight.format.bits == 8:
         return ()
     preset = PRESETS[asked.scheme]
-    shared = {
-        "scheme": "W8A8",
-        "group_size": asked.group_size or preset.group_size or "channel",
-        "activation": asked.activation or preset.default_activation,
-        **_FOUR_BITS_ALONE,
-    }
-    return (Candidate(name="W8A8", fields=shared),)
+    shared = {"group_size": asked.group_size or preset.group_size or "channel", **_FOUR_BITS_ALONE}
+    if asked.layer_scheme().input is None:
+        return (Candidate(name="W8A16", fields={"scheme": "W8A16", **shared}),)
+    activation = asked.activation or preset.default_activation
+    return (Candidate(name="W8A8", fields={"scheme": "W8A8", "activation": activation, **shared}),)
 
 
 # Fields of Rule that only schemes with 4-bit weights or activations have.

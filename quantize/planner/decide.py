@@ -84,6 +84,10 @@ class Decisions:
         best = min(fitting, key=lambda i: (choices[i].kl_nats, i))
         return self._names[best], choices[best]
 
+    def beyond(self, choice: Choice) -> str | None:
+        """The option behind the first limit that a choice is over; the rule as asked may be, a proposal never is."""
+        return self._limits.exceeded(choice.cost)
+
     def recipe(self, choice: Choice) -> Recipe:
         """The recipe that gives every site its candidate: the rule as asked, and one more rule per candidate in use."""
         first, *others = self._asked.rules

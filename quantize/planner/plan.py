@@ -12,7 +12,7 @@ from qtool.errors import UsageError
 from qtool.quantize.architectures import linear_names, tensor_shapes
 from qtool.quantize.artifacts.manifest import Parent
 from qtool.quantize.artifacts.plan import Plan, SiteRow, StepRow, TrialRow
-from qtool.quantize.artifacts.recipe import Recipe
+from qtool.quantize.artifacts.recipe import HEAD, Recipe
 from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.planner.budget import Budget
 from qtool.quantize.planner.candidates import assignments_by_candidate, candidates
@@ -59,6 +59,9 @@ def try_sites(
         mixed: also try 8 bits and finer groups.
         progress: (blocks done, blocks, name).
         token_weights: of the first part of `split(tokens)`; None: all the same.
+
+    Raises:
+        UsageError: when the recipe quantizes no linear of a block, or there are too few sequences.
     """
     fitted, judged = split(tokens)
     linears, shapes = linear_names(source.config), tensor_shapes(source.config)
@@ -66,6 +69,8 @@ def try_sites(
     found = candidates(asked, widths=widths, mixed=mixed)
     assignments = assignments_by_candidate(asked, found, linears)
     decided = next(iter(assignments.values()))
+    if all(decided[linear].scheme is None for linear in linears if linear != HEAD):
+        raise UsageError("the recipe", "quantizes no linear of a block: nothing to plan", "use qtool quantize as it is")
     ranged = any(a.static_input or a.frozen_smooth for each in assignments.values() for a in each.values())
     blocks: list[list[SiteTrials]] = []
     count = int(source.config["num_hidden_layers"])

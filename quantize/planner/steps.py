@@ -86,8 +86,10 @@ def run_steps(
         try:
             measured = measure(name, recipe)
             kept, why = _verdict(measured, _best(steps), budget)
+            if (limit := decisions.beyond(choice)) is not None:
+                kept, why = False, f"beyond {limit}: measured to compare with"
         except (InputRefused, UsageError) as refusal:
-            if not steps:
+            if _best(steps) is None:
                 raise
             why = f"refused: {refusal}"
         steps.append(Step(name=name, recipe=recipe, choice=choice, measured=measured, kept=kept, why=why))
@@ -108,8 +110,8 @@ def _proposals(
     decisions: Decisions, asked: Recipe, budget: Budget, steps: list[Step], distill: Distillation | None
 ) -> Iterator[tuple[str, Choice, Recipe]]:
     """The steps to try, each made when the ones before it are known."""
+    choice = decisions.per_site()  # refuses limits that cannot be met before anything is measured
     yield "as asked", decisions.as_asked, asked
-    choice = decisions.per_site()
     tried = {decisions.as_asked.by_site}
     for attempt in range(ROUNDS):
         if choice.by_site in tried:
@@ -149,7 +151,8 @@ def _verdict(measured: Measured, best: Step | None, budget: Budget) -> tuple[boo
     if budget.max_loss is not None:
         was, now = (m.perplexity_increase <= budget.max_loss for m in (before, measured))
         if now and was:
-            return measured.bits < before.bits, f"{change}; within the allowed loss at {measured.bits:.3f} bits"
+            kept = measured.bits < before.bits or (measured.bits == before.bits and change.proven)
+            return kept, f"{change}; within the allowed loss at {measured.bits:.3f} bits"
         if now != was:
             return now, f"{change}; {'now within' if now else 'beyond'} the allowed loss"
     return change.proven, str(change)

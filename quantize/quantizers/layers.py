@@ -76,7 +76,7 @@ def quantize_linears(
         kind = "" if first.transform is None else f"{first.transform}"
         if first.frozen_smooth:
             transform = _smoothed(transform, first.scheme, stacked.shape[1], inputs)
-            kind = f"{kind} smooth".lstrip()
+            kind = f"{kind} smooth{group_size_of(first.scheme.weight.granularity)}".lstrip()
         main, side = (stacked, None) if transform is None else transform.weight(stacked)
         moment = hessian if transform is None or hessian is None else transform.second_moment(hessian)
         outcome = QUANTIZERS[first.quantizer].quantize(main, moment, first.scheme.weight, first.options)

@@ -80,6 +80,12 @@ def test_a_plan_is_an_artifact_whose_recipe_repeats_it(
     [
         (("quantize", "-o", "out", *SCHEME, "--max-bits", "5"), "--auto"),
         (("plan", *SCHEME), "--output"),
+        (("plan", *SCHEME, "--dry-run", "--max-bits", "5"), "--max-bits"),
+        (("plan", *SCHEME, "--dry-run", "--mixed"), "--mixed"),
+        (("plan", "-o", "out", *SCHEME, *TEXT, "--rank", "16"), "--rank"),
+        (("plan", "-o", "out", *SCHEME, *TEXT, "--activation-clip", "0"), "activation_clip"),
+        (("plan", "-o", "out", *SCHEME, *TEXT, "--ignore", "*", "--kv", "int4"), "nothing to plan"),
+        (("quantize", "-o", "out", "--recipe", "out.yaml", "--seed", "0"), "--seed"),
         (("plan", "-o", "out", *SCHEME, *TEXT, "--max-bits", "3"), "--max-bits"),
         (("plan", "-o", "out", *SCHEME, "--sequences", "3", "--length", "32"), "--sequences"),
     ],

@@ -88,6 +88,17 @@ def test_finer_groups_are_offered_with_every_transform_where_the_plan_may_mix() 
         assert not [c.name for c in candidates(coarse, mixed=True) if "groups" in c.name]
 
 
+@pytest.mark.parametrize(
+    ("scheme", "eight", "input_bits"), [("W4A8", "W8A8", 8), ("W4A4", "W8A8", 8), ("W4A16", "W8A16", None)]
+)
+def test_eight_bits_leave_float_activations_alone(scheme: str, eight: str, input_bits: int | None) -> None:
+    asked = Recipe.preset(scheme, lm_head="float")
+    found = [c for c in candidates(asked, mixed=True) if c.name == eight]
+    assigned = assignments_by_candidate(asked, found, [*MODULES, "lm_head"])[eight][MODULES[0]].scheme
+    assert assigned is not None and assigned.weight.format.bits == 8
+    assert (None if assigned.input is None else assigned.input.format.bits) == input_bits
+
+
 def test_a_model_whose_widths_allow_no_transform_is_offered_none() -> None:
     asked = Recipe.preset("W4A4")
     assert {c.name for c in candidates(asked, widths=(64, 100))} == {AS_ASKED, f"{AS_ASKED}, rtn"}

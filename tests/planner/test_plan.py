@@ -13,6 +13,7 @@ import pytest
 
 from qtool.cli import planning
 from qtool.cli.planning import Planner
+from qtool.cli.quantize import recipe_of
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.distillation import Distillation
 from qtool.quantize.artifacts.plan import Plan
@@ -91,6 +92,33 @@ def test_distillation_learns_from_all_text_that_is_not_judged(
     fitted, judged = split(ids)
     assert all(np.array_equal(text, fitted) for _, text in seen[:-1])
     assert np.array_equal(np.concatenate([seen[-1][1], judged]), ids) and len(seen[-1][1]) > len(fitted)
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "gptq"])
+def test_candidates_are_tried_on_the_model_and_with_the_tokens_that_are_quantized(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    source, tried = open_model(str(tiny_model("llama", num_hidden_layers=1))), []
+
+    def recorded(model: Any, *args: Any, token_weights: Any, **kwargs: Any) -> list[Any]:
+        tried.append((model.digest, token_weights))
+        return []
+
+    monkeypatch.setattr("qtool.quantize.planner.plan.try_sites", recorded)
+    given = {"lm_head": "float", "group_size": 32, "quantizer": quantizer, "token_weights": "gradient"}
+    for model in ([], ["fold_norms", "rotate"]):
+        Planner(source, Recipe.preset("W4A4", model=model, **given), TOKENS, mixed=False, threads=1)
+    (plain, plain_weights), (rotated, rotated_weights) = tried
+    assert plain == source.digest != rotated
+    assert plain_weights is not None and rotated_weights is not None
+
+
+@pytest.mark.parametrize("said, weights", [("", "gradient"), ("token_weights: uniform\n", "uniform")])
+def test_a_plan_from_a_recipe_weighs_tokens_unless_it_says_otherwise(tmp_path: Path, said: str, weights: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{said}rules:\n- match: '*'\n  scheme: W4A8\n")
+    assert recipe_of(path, {}, planned=True).token_weights == weights
+    assert recipe_of(path, {}, planned=False).token_weights == "uniform"
 
 
 def test_what_is_fitted_is_never_judged() -> None:

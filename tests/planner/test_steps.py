@@ -162,3 +162,38 @@ def test_a_loss_that_is_allowed_is_reached_with_fewer_bits() -> None:
     assert best.measured.bits < 4.85
     with pytest.raises(GateFailed, match="max-loss"):
         run_steps(decisions(Budget(max_loss=0.001)), ASKED, Budget(max_loss=0.001), measure)
+
+
+def test_a_rule_as_asked_beyond_the_limits_is_measured_and_never_the_plan() -> None:
+    asked = Recipe.preset("W4A8", activation="per_token", lm_head="float", transform="quad", rank=64)
+    bits = {AS_ASKED: 675, "hadamard": 460}
+    sites = [site(modules, {AS_ASKED: 0.02, "hadamard": 0.05}, bits) for modules in SITES]
+    budget = Budget(max_bits=4.9)
+    found = Decisions(asked, {c.name: c for c in candidates(asked)}, sites, budget)
+    truth = {AS_ASKED: 0.03, "per site": 0.06, "rotate": 0.2, "smooth": 0.2}
+    steps = run_steps(found, asked, budget, by_transform(truth))
+    assert not steps[0].kept and "--max-bits" in steps[0].why
+    final = [step for step in steps if step.kept][-1]
+    assert final.name == "per site" and found.bits(final.choice) <= 4.9
+
+    def refused(name: str, recipe: Recipe) -> Measured:
+        if name != AS_ASKED:
+            raise InputRefused(name, "cannot be", "leave it out")
+        return measured(0.03)
+
+    with pytest.raises(InputRefused, match="per site"):
+        run_steps(found, asked, budget, refused)
+
+
+def test_limits_that_nothing_meets_are_refused_before_anything_is_measured() -> None:
+    budget = Budget(max_bits=4.0)
+    with pytest.raises(UsageError, match="max-bits"):
+        run_steps(decisions(budget), ASKED, budget, lambda name, recipe: pytest.fail(f"measured {name}"))
+
+
+@pytest.mark.parametrize("distilled, helps", [(0.02, True), (0.04, False), (0.05, False)])
+def test_within_the_allowed_loss_what_helps_at_equal_bits_is_kept(distilled: float, helps: bool) -> None:
+    budget = Budget(max_loss=0.1)
+    truth = {AS_ASKED: 0.14, "per site": 0.04, "everywhere": 0.06, "whole": 0.05, "distill": distilled}
+    steps = run_steps(decisions(budget), ASKED, budget, by_transform(truth), Distillation(epochs=2))
+    assert steps[-1].name == "distill" and steps[-1].kept == helps

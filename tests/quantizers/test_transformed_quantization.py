@@ -249,3 +249,23 @@ def test_one_input_under_rotations_of_two_widths(tiny_model: Make, tmp_path: Pat
     assert wide is not None and narrow is not None and wide[0] != narrow[0]
     assert (wide[1].header()["block"], narrow[1].header()["block"]) == (64, 32)
     assert error(checkpoint, source) < 0.2
+
+
+def test_one_input_divided_in_groups_of_two_sizes(tiny_model: Make, tmp_path: Path) -> None:
+    source = open_model(str(tiny_model("llama", num_hidden_layers=1)))
+    shared = {"scheme": "W4A4", "activation": "per_token", "transform": "hadamard", "runtime_smooth": "frozen"}
+    recipe = Recipe.from_data(
+        {
+            "rules": [
+                {"match": "*", "group_size": 32, **shared},
+                {"match": "*.k_proj", "group_size": 16, **shared},
+            ],
+            "ignore": ["lm_head"],
+        }
+    )
+    tokens = Tokens(ids=TOKENS, text_sha256="0" * 64, tokenizer_sha256="1" * 64, windows=())
+    checkpoint, _ = quantized(source, recipe, tokens, tmp_path / "out", title="two sizes")
+    found = [checkpoint.site_transform(SITE.replace("q_proj", linear)) for linear in ("q_proj", "k_proj")]
+    assert found[0] is not None and found[1] is not None and found[0][0] != found[1][0]
+    coarse, fine = (transform.to_tensors()["factors"] for _, transform in found if transform is not None)
+    assert not torch.equal(coarse, fine)
