@@ -86,7 +86,8 @@ def test_decoding_is_the_calibrated_models_attention(fmt: KVFormat, rotate: bool
     assert asked is not None
     lengths = torch.full((2,), 9, dtype=torch.int32)
     found = decode_attention(asked[:, :, 8], cache, lengths, rotated_query=True)
-    assert torch.equal(found, decode_attention(query[:, :, 0], cache, lengths))
+    alone = decode_attention(query[:, :, 0], cache, lengths)  # rotated by another GEMM shape, so to rounding only
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=5e-6)
     if rotate:
         plan = hadamard_plan(32)
         query, key = apply(query, plan), apply(key, plan)
