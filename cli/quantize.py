@@ -66,7 +66,7 @@ class Smooth(click.ParamType[dict[str, Any]]):
 @click.option("--recipe", type=options.PATH, help="A recipe file (YAML); instead of --scheme and what goes with it.")
 @click.option("--scheme", help="W4A16, W8A16, W4A8, W8A8, W4A4, FP8_DYNAMIC, W4A8_FP, MXFP4 … (docs/formats.md).")
 @click.option("--group-size", help="16, 32, 64, 128 or channel: weights that share a scale.")
-@click.option("--scale", help="Of 4-bit weights in groups: float (default), e8m0 or shift (powers of two).")
+@click.option("--scale", help="Of 4-bit weights in groups: float, integer (a row's number × 1…16), e8m0, shift (× 2ⁿ).")
 @click.option("--asymmetric", is_flag=True, help="Weights with zero points.")
 @click.option("--activation", help="per_token, per_token_group (ONNX Runtime's CPU kernel) or per_tensor.")
 @click.option("--quantizer", help="gptq (default), rtn or autoround.")

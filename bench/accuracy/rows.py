@@ -12,6 +12,7 @@ PLANNER = "planner"
 # The head stays in float: the rows are about the blocks.
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "W4A8": {"scheme": "W4A8", "activation": "per_token"},
+    "W4A8, integer scales": {"scheme": "W4A8", "activation": "per_token", "scale": "integer"},
     "W4A8 g64": {"scheme": "W4A8", "activation": "per_token_group"},
     "W8A8 g64": {"scheme": "W8A8", "activation": "per_token_group", "group_size": 64},
     "W4A4": {"scheme": "W4A4", "activation": "per_token"},
@@ -52,7 +53,7 @@ QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
 }
 EIGHT_BITS = ("W8A8 g64", "W8A8 per tensor", "FP8")  # planned within 8.7 bits, the others within 4.9 and 5.3
 INTEGER_FOUR = ("W4A4", "W4A4 g64")
-INTEGER_WEIGHTS = ("W4A8", "W4A8 g64", "W8A8 g64", *INTEGER_FOUR, "W8A8 per tensor")
+INTEGER_WEIGHTS = ("W4A8", "W4A8, integer scales", "W4A8 g64", "W8A8 g64", *INTEGER_FOUR, "W8A8 per tensor")
 EXPORTED = ("W4A8 g64", "W8A8 g64")  # what ONNX Runtime computes on a CPU: rows of these are scored there too
 
 

@@ -25,7 +25,7 @@ from qtool.quantize.artifacts.granularity import (
 )
 
 GROUP_SIZES = (16, 32, 64, 128)
-SCALES = ("float", "e8m0", "shift")
+SCALES = ("float", "e8m0", "shift", "integer")
 BLOCK_SCALES = ("e8m0", "e4m3")
 ACTIVATIONS = ("per_token", "per_token_group", "per_tensor")
 # Shares of max|x| that lose least over a model's linears (docs/log.md).
@@ -52,7 +52,8 @@ class TensorScheme:
         dynamic: True when scales are found at run time (activations only); False means stored scales.
         clip: of INT4 activations: the range is this share of the largest magnitude.
         scale: which scales there are: "float" (any), "e8m0" (powers of two), "shift" (a float32 number a row, over
-            powers of two), "e4m3" (FP8 numbers under a float32 number: of the whole weight, of an activation's token).
+            powers of two), "integer" (a bfloat16 number a row, times 1…16), "e4m3" (FP8 numbers under a float32
+            number: of the whole weight, of an activation's token).
     """
 
     format: NumericFormat
@@ -213,7 +214,7 @@ def layer_scheme(
         activation_clip: of INT4 activations, in (0, 1]; None takes CLIP for their granularity.
         runtime_smooth: of INT4 activations per token: "robust" or "published" factors for every request, over blocks
             as wide as the weight's groups; "frozen" ones are no part of the scheme.
-        scale: of 4-bit weights in groups: "e8m0" or "shift", see TensorScheme; None takes the preset's own.
+        scale: of 4-bit weights in groups: "e8m0", "shift" or "integer", see TensorScheme; None takes the preset's own.
 
     Raises:
         UsageError: for an unknown name or a combination that no kernel computes.
@@ -265,7 +266,9 @@ def _weight_scale(name: str, preset: Preset, scale: str | None, group: int | Non
         return preset.scale
     if scale not in SCALES:
         raise UsageError(f"scale {scale!r}", "unknown", nearest(scale, SCALES))
-    if preset.weight.bits != 4 or group is None or not symmetric:
+    if scale == "integer" and preset.weight is not INT4:
+        raise UsageError(f"scheme {name}", "integer scales are for INT4 weights in groups", "set scale: shift")
+    if preset.weight.bits != 4 or group is None or not (symmetric or scale == "integer"):
         why = f"{scale} scales are for symmetric 4-bit weights in groups"
         raise UsageError(f"scheme {name}", why, "remove scale, or set symmetric: true and group_size: 64")
     return scale

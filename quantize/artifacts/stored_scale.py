@@ -4,6 +4,8 @@
     e8m0    scale_exponent   U8 [N, G]                   e + 127 of 2ᵉ
     shift   scale_shift      U8 [N, ceil(G / 2)]         n = 0…14 of factor × 2⁻ⁿ, two a byte, low nibble first
             scale_factor     F32 [N]
+    integer scale_integer    U8 [N, ceil(G / 2)]         n − 1 of factor × n, n = 1…16, two a byte, low nibble first
+            scale_factor     BF16 [N]
     e4m3    scale_e4m3       F8_E4M3 [N, G]              s of factor × s
             scale_factor     F32 []
 """
@@ -56,6 +58,19 @@ def _read_shift(stored: Stored, groups: int) -> tuple[Tensor, Tensor]:
     return torch.where(shift > LARGEST_SHIFT, torch.nan, scale), factor
 
 
+def _write_integer(scale: Tensor, factor: Tensor | None) -> dict[str, Tensor]:
+    assert factor is not None
+    integers = torch.round(scale / factor)
+    half = factor[:, 0].to(torch.bfloat16)
+    return {"scale_integer": pack_int4((integers - 1).to(torch.uint8)), FACTOR: half}
+
+
+def _read_integer(stored: Stored, groups: int) -> tuple[Tensor, Tensor]:
+    factor = stored[FACTOR].to(torch.float32).unsqueeze(1)
+    integers = unpack_int4(stored["scale_integer"], columns=groups).to(torch.float32) + 1
+    return factor * integers, factor
+
+
 def _write_e4m3(scale: Tensor, factor: Tensor | None) -> dict[str, Tensor]:
     assert factor is not None and bool((factor == factor[0]).all())
     return {"scale_e4m3": (scale / factor).to(torch.float8_e4m3fn), FACTOR: factor[0, 0]}
@@ -80,6 +95,9 @@ STORED_SCALES: Mapping[str, StoredScale] = {
     ),
     "shift": StoredScale(
         shapes=lambda n, g: {"scale_shift": (n, -(-g // 2)), FACTOR: (n,)}, write=_write_shift, read=_read_shift
+    ),
+    "integer": StoredScale(
+        shapes=lambda n, g: {"scale_integer": (n, -(-g // 2)), FACTOR: (n,)}, write=_write_integer, read=_read_integer
     ),
     "e4m3": StoredScale(shapes=lambda n, g: {"scale_e4m3": (n, g), FACTOR: ()}, write=_write_e4m3, read=_read_e4m3),
 }

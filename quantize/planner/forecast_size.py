@@ -27,6 +27,7 @@ SCALES: Mapping[str, Callable[[int, int, bool], Tensors]] = {
     "float": lambda n, g, grouped: {"scale": ("F16" if grouped else "F32", (n, g))},
     "e8m0": lambda n, g, _: {"scale_exponent": ("U8", (n, g))},
     "shift": lambda n, g, _: {"scale_shift": ("U8", (n, -(-g // 2))), "scale_factor": ("F32", (n,))},
+    "integer": lambda n, g, _: {"scale_integer": ("U8", (n, -(-g // 2))), "scale_factor": ("BF16", (n,))},
     "e4m3": lambda n, g, _: {"scale_e4m3": ("F8_E4M3", (n, g)), "scale_factor": ("F32", ())},
 }
 

@@ -30,7 +30,6 @@ SMALLEST_NORMAL_HALF = torch.finfo(torch.float16).tiny
 SHRINK_FACTORS = tuple(1 - 0.02 * step for step in range(1, 26))  # 0.98 … 0.50 of the unclipped scale
 # FP4's codes are not evenly spaced, so that a larger scale can fit better too.
 FP4_FACTORS = tuple(0.5 + 0.04 * step for step in range(26))
-ROW_FACTORS = tuple(2 ** (step / 8) for step in range(-4, 4))  # of "shift": one octave, all that groups can tell apart
 SMALLEST_FACTOR = 2.0**-100  # so that no scale below a factor is subnormal
 CHUNK_ELEMENTS = 1 << 18
 
@@ -42,7 +41,7 @@ class Grid:
     Attributes:
         scale: [N, G] float32, finite and positive; of groups, float16 values where float16 has them as normal numbers.
         zero_point: [N, G] uint8 for asymmetric integer weights, else None.
-        factor: [N, 1] float32, what the scales are multiples of where their format is "shift" or "e4m3", else None.
+        factor: [N, 1] float32, what the scales are multiples of where their format has a factor, else None.
     """
 
     scale: Tensor
@@ -92,6 +91,7 @@ def choose_grid(
         if scheme.scale != "float":
             row = groups.new_ones(()) if factor is None else factor[start : start + rows].unsqueeze(-1)
             scale = _nearest_or_best(groups, unit, row, scheme, weights, search=search)
+            zero = _zero_point(groups, scale, scheme)
         elif search:
             found = ScaleSearch(groups, unit, _rounding(scheme, zero), weights)
             scale = found.best_factor(FP4_FACTORS if scheme.format is FP4_E2M1 else SHRINK_FACTORS)
@@ -109,13 +109,14 @@ def scale_factor(
 ) -> Tensor | None:
     """What a whole weight's scales are multiples of, [N, 1] float32, where their format has such a number.
 
-    "e4m3": max|w| / (448 × qmax), one for all rows. "shift": a row's largest unclipped scale, or with `mse_clip` the
-    multiple of it whose best shifts have the least (weighted) squared error.
+    "e4m3": max|w| / (448 × qmax), one for all rows. "shift" and "integer": a row's factor that clips nothing, or with
+    `mse_clip` the multiple of it whose best scales have the least (weighted) squared error. With zero points a smaller
+    factor would leave INT8's range, so that none is tried.
     """
     if scheme.scale == "e4m3":
         step = weight.abs().amax() / (E4M3_MAX * scheme.format.qmax)
         return (step.clamp_min(SMALLEST_FACTOR) if step > 0 else torch.ones(())).expand(weight.shape[0], 1)
-    if scheme.scale != "shift":
+    if scheme.scale == "float" or SCALE_FORMATS[scheme.scale].factor is None:
         return None
     group = group_size_of(scheme.granularity) or weight.shape[1]
     weights = None if importance is None else in_groups(importance.to(torch.float32).unsqueeze(0), group)
@@ -124,17 +125,16 @@ def scale_factor(
 
 
 def _row_factor(groups: Tensor, scheme: TensorScheme, importance: Tensor | None, mse_clip: bool) -> Tensor:
-    unit, zero = _unclipped(groups, scheme)
-    used = groups.abs().amax(dim=-1, keepdim=True) > 0
-    largest = _positive(torch.where(used, unit, torch.zeros_like(unit)).amax(dim=1, keepdim=True))
-    largest = largest.clamp_min(SMALLEST_FACTOR)
-    if not mse_clip:
-        return largest.squeeze(-1)
     form = SCALE_FORMATS[scheme.scale]
-    search = ScaleSearch(groups, unit, _rounding(scheme, zero), importance)
+    assert form.factor is not None
+    unit, _ = _unclipped(groups, scheme)
+    largest = _positive(form.factor(groups, unit, scheme.symmetric)).clamp_min(SMALLEST_FACTOR)
+    if not mse_clip or not scheme.symmetric:
+        return form.rounded(largest).squeeze(-1)
+    search = ScaleSearch(groups, unit, _moving_rounding(scheme), importance)
     best, least = largest, torch.full_like(largest, torch.inf)
-    for multiple in ROW_FACTORS:
-        factor = largest * multiple
+    for multiple in form.multiples:
+        factor = form.rounded(largest * multiple)
         error = search.best_of(form.near(unit, factor, form.steps))[1]
         found = (error.sqrt() * (unit / largest)).square().sum(dim=1, keepdim=True)
         better = found < least
@@ -148,7 +148,7 @@ def _nearest_or_best(
     form = SCALE_FORMATS[scheme.scale]
     if not search:
         return form.near(unit, factor, form.steps[:1])[0]
-    search_in = ScaleSearch(groups, unit, _rounding(scheme, torch.full_like(unit, zero_of(scheme))), importance)
+    search_in = ScaleSearch(groups, unit, _moving_rounding(scheme), importance)
     return search_in.best_of(form.near(unit, factor, form.steps))[0]
 
 
@@ -224,9 +224,17 @@ def _unclipped(groups: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
     zero = torch.full_like(high, zero_of(scheme))
     if not scheme.symmetric:
         scale = _positive(high / fmt.max_code - low / fmt.max_code)
-        return scale, (-low / scale).round_().clamp_(0, fmt.max_code)
+        return scale, _zero_point(groups, scale, scheme)
     below = fmt.zero_code - lowest_code(scheme) if fmt.kind == "int" else fmt.qmax
     return _positive(torch.maximum(high / fmt.qmax, -low / below)), zero
+
+
+def _zero_point(groups: Tensor, scale: Tensor | float, scheme: TensorScheme) -> Tensor:
+    """The code of zero [n, G, 1] under a scale: such that the smallest weight gets the first code."""
+    low = groups.amin(dim=-1, keepdim=True).clamp_max(0)
+    if scheme.symmetric:
+        return torch.full_like(low, zero_of(scheme))
+    return (-low / scale).round_().clamp_(0, scheme.format.max_code)
 
 
 def as_stored(scale: Tensor, scheme: TensorScheme) -> Tensor:
@@ -248,3 +256,8 @@ def _rounding(scheme: TensorScheme, zero: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda ratio: to_codes(ratio, 0.0, scheme)
     low, high = lowest_code(scheme) - zero, scheme.format.max_code - zero
     return lambda ratio: torch.maximum(torch.minimum(ratio.round_(), high), low)
+
+
+def _moving_rounding(scheme: TensorScheme) -> Callable[[Tensor], Tensor]:
+    """The same where the zero point moves with the scale."""
+    return lambda ratio: _rounding(scheme, _zero_point(ratio, 1.0, scheme))(ratio)

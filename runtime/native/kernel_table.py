@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
-from qtool.kernels.dequantize_weight import widen_to_e4m3
+from qtool.kernels.dequantize_weight import dequantize_weight, widen_to_e4m3
 from qtool.kernels.integer_gemm import second_level_scales
 from qtool.kernels.pack import Encoding, HalvesInt4, pack_int4
 from qtool.quantize.artifacts.granularity import PerTensor, PerToken, group_size_of
@@ -24,6 +25,7 @@ from qtool.runtime.native.products import (
 )
 
 LARGEST_SIDE = 128
+LARGEST_INT8 = 127
 
 
 class NoKernelError(Exception):
@@ -120,13 +122,23 @@ def _int4(weight: QuantizedTensor, *, integers: bool, encoding: Encoding = "twos
         return Int4Weight(
             halves=halves, scale=weight.scale[:, 0].contiguous(), integers=None, zero_point=zero_row, group=0
         )
-    if integers and zeros is None and (found := second_level_scales(weight.scale)) is not None:
-        return Int4Weight(halves=halves, scale=found[0], integers=found[1], zero_point=None, group=group)
+    if integers and (found := _second_level(weight)) is not None:
+        return Int4Weight(halves=halves, scale=found[0], integers=found[1], zero_point=zeros, group=group)
     half = weight.scale.to(torch.float16)
     scale = half if torch.equal(half.to(torch.float32), weight.scale) else weight.scale
     return Int4Weight(
         halves=halves, scale=scale.T.contiguous().T, integers=None, zero_point=zeros, group=group
     )
+
+
+def _second_level(weight: QuantizedTensor) -> tuple[Tensor, Tensor] | None:
+    """The scales as a row's scale times integers, with which (code − zero point) × integer is an int8; None if not."""
+    found = second_level_scales(weight.scale, weight.scale_factor if weight.scheme.weight.scale == "integer" else None)
+    if found is None or weight.zero_point is None:
+        return found
+    group = group_size_of(weight.scheme.weight.granularity)
+    int8 = dequantize_weight(weight.codes, found[1].float(), weight.zero_point, group_size=group, zero_code=0)
+    return found if bool((int8.abs() <= LARGEST_INT8).all()) else None
 
 
 def _one_scale_a_row(weight: QuantizedTensor) -> None:

@@ -92,7 +92,7 @@ def _joined(weights: Sequence[QuantizedTensor | Tensor]) -> QuantizedTensor | Te
         scale=torch.cat([w.scale for w in quantized]),
         zero_point=_rows([w.zero_point for w in quantized]),
         side=_rows([w.side for w in quantized]),
-        scale_factor=None,
+        scale_factor=_rows([w.scale_factor for w in quantized]),
         low_rank=None
         if not lows
         else replace(

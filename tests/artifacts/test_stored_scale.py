@@ -26,6 +26,8 @@ SCHEMES = {
     "fp4 shift": layer_scheme("W4A8_FP", scale="shift"),
     "fp4 e8m0": layer_scheme("W4A16_FP", scale="e8m0"),
     "int4 shift": layer_scheme("W4A8_INT_FP", scale="shift", group_size=16),
+    "int4 integer": layer_scheme("W4A8", scale="integer"),
+    "qoq": layer_scheme("W4A8", scale="integer", symmetric=False, group_size=16),
     "mxfp4": layer_scheme("MXFP4"),
     "mxfp4 a8": layer_scheme("MXFP4A8"),
     "nvfp4": layer_scheme("NVFP4"),
@@ -40,7 +42,7 @@ def quantized(scheme: LayerScheme, rows: int = 6, columns: int = 75) -> Quantize
         codes=encode(weight, grid, scheme.weight),
         scale=grid.scale,
         scale_factor=grid.factor,
-        zero_point=None,
+        zero_point=grid.zero_point,
         input_scale=None,
         scheme=scheme,
     )
@@ -61,6 +63,7 @@ def test_there_and_back(tmp_path: Path, name: str) -> None:
     back = QuantizedCheckpoint(folder).quantized("model.x")
     assert back.scheme == tensor.scheme
     assert torch.equal(back.codes, tensor.codes) and torch.equal(back.scale, tensor.scale)
+    assert (back.zero_point is None) == (tensor.zero_point is None)
     assert torch.equal(back.dequantize(), tensor.dequantize())
     again = saved(tmp_path / "again", back)
     assert all((again / p.name).read_bytes() == p.read_bytes() for p in folder.iterdir())
@@ -75,6 +78,8 @@ def test_there_and_back(tmp_path: Path, name: str) -> None:
         ("fp4 e8m0", 4.125),
         ("fp4 shift", 4 + 4 / 64 + 32 / 1024),
         ("int4 shift", 4 + 4 / 16 + 32 / 1024),
+        ("int4 integer", 4 + 4 / 64 + 16 / 1024),
+        ("qoq", 4 + 12 / 16 + 16 / 1024),
     ],
 )
 def test_bits_per_weight_are_those_on_disk(tmp_path: Path, name: str, bits: float) -> None:
@@ -100,6 +105,7 @@ def test_an_mxfp4_weight_is_what_the_standard_says(tmp_path: Path) -> None:
         ("mxfp4", "scale_exponent", torch.tensor(255, dtype=torch.uint8)),
         ("fp4 shift", "scale_shift", torch.tensor(0xFF, dtype=torch.uint8)),
         ("fp4 shift", "scale_factor", torch.tensor(-1.0)),
+        ("int4 integer", "scale_factor", torch.tensor(float("nan"))),
         ("nvfp4", "scale_e4m3", torch.tensor(0.0).to(torch.float8_e4m3fn)),
         ("nvfp4", "scale_factor", torch.tensor(float("inf"))),
     ],

@@ -36,6 +36,7 @@ SCHEMES = {
     "static": ("--scheme", "W8A8", "--activation", "per_tensor"),
     "FP8": ("--scheme", "FP8_DYNAMIC"),
     "MXFP4": ("--scheme", "MXFP4"),
+    "integers": ("--scheme", "W4A8", "--scale", "integer", "--group-size", "32"),
     "shifts": ("--scheme", "W4A16", "--scale", "shift", "--group-size", "32"),
     "rotated": ("--scheme", "W4A8", "--rotate", "--group-size", "32"),
     "smooth": ("--scheme", "W8A8", "--smooth", "0.5"),

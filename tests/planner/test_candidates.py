@@ -31,6 +31,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "static FP8": ("FP8_DYNAMIC", {"activation": "per_tensor"}),
     "powers of two": ("W4A8", {"scale": "e8m0", "group_size": 32}),
     "shifts": ("W4A4", {"scale": "shift"}),
+    "integers": ("W4A8", {"scale": "integer", "symmetric": False}),
     "per request": ("W4A4", {"runtime_smooth": "robust"}),
     "frozen": ("W4A4", {"runtime_smooth": "frozen", "activation_clip": 0.9}),
     "refined": ("W4A8", {"quantizer": "autoround"}),

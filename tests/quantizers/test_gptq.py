@@ -24,6 +24,8 @@ SCHEMES = {
     "int8": layer_scheme("W8A8").weight,
     "fp8": layer_scheme("FP8_DYNAMIC").weight,
     "fp4 g32": layer_scheme("W4A8_FP", group_size=32).weight,
+    "integer": layer_scheme("W4A8", group_size=32, scale="integer").weight,
+    "integer asym": layer_scheme("W4A8", group_size=32, scale="integer", symmetric=False).weight,
     "fp4 shift": layer_scheme("W4A8_FP", group_size=32, scale="shift").weight,
     "mxfp4": layer_scheme("MXFP4A16").weight,
     "nvfp4": layer_scheme("NVFP4A16").weight,

@@ -29,6 +29,7 @@ RECIPES = {
     "4 bits": {"scheme": "W4A8", "lm_head": "W4A8", "group_size": 32},
     "8 bits": {"scheme": "W8A8", "lm_head": "W8A8"},
     "FP8, rounded": {"scheme": "FP8_DYNAMIC", "lm_head": "FP8_DYNAMIC", "quantizer": "rtn"},
+    "integer scales": {"scheme": "W4A8", "lm_head": "W4A8", "group_size": 32, "scale": "integer"},
     "FP4 with shifts": {"scheme": "W4A8_FP", "lm_head": "W4A8_FP", "group_size": 32, "scale": "shift"},
     "one factor for all rows": {"scheme": "NVFP4", "lm_head": "NVFP4", "quantizer": "rtn"},
     "zero points": {"scheme": "W4A16", "lm_head": "W4A16", "symmetric": False},

@@ -23,6 +23,7 @@ from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme, layer_scheme
 from qtool.quantize.artifacts.store import stage
 from qtool.quantize.artifacts.weights import WeightSource
+from qtool.quantize.quantizers.numerics import choose_grid, encode
 
 
 class FolderSource:
@@ -58,6 +59,16 @@ def round_to_nearest(weight: Tensor, scheme: LayerScheme) -> QuantizedTensor:
         codes = (blocks / scale[..., None]).to(torch.float8_e4m3fn).reshape(n, -1)[:, :k]
         return QuantizedTensor(
             codes=codes.contiguous(), scale=scale, zero_point=None, input_scale=input_scale, scheme=scheme
+        )
+    if scheme.weight.scale != "float":
+        grid = choose_grid(weight, scheme.weight, mse_clip=False)
+        return QuantizedTensor(
+            codes=encode(weight, grid, scheme.weight),
+            scale=grid.scale,
+            scale_factor=grid.factor,
+            zero_point=grid.zero_point,
+            input_scale=input_scale,
+            scheme=scheme,
         )
     if symmetric:
         scale = blocks.abs().amax(-1) / fmt.qmax

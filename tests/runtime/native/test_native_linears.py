@@ -31,6 +31,9 @@ KERNELS: list[tuple[str, dict[str, Any], str]] = [
     ("W4A8", {"activation": "per_token", "group_size": "channel", "symmetric": False}, "w4a8_gemm"),
     ("W4A8", {"activation": "per_token", "group_size": 32, "symmetric": False}, "w4a8_gemm"),
     ("W4A8", {"group_size": 32}, "w4a8_gemm"),
+    ("W4A8", {"activation": "per_token", "group_size": 32, "scale": "integer"}, "w4a8_gemm"),
+    ("W4A8", {"activation": "per_token", "group_size": 32, "scale": "integer", "symmetric": False}, "w4a8_gemm"),
+    ("W4A16", {"group_size": 32, "scale": "integer"}, "w4a16_gemm"),
     ("W4A8", {"activation": "per_tensor"}, "w4a8_gemm"),
     ("W8A8", {}, "w8a8_gemm"),
     ("W8A8", {"activation": "per_tensor"}, "w8a8_gemm"),
@@ -239,6 +242,36 @@ def test_group_scales_that_are_small_integers_stay_integers(
     readers, x = native(weight), inputs(columns=128)
     held: Any = readers.linears[0].product
     assert held.weight.integers.tolist()[0] == [1, 2, 8, 16]
+    (ours,) = readers(x, None, Requests.one(len(x), CPU))
+    assert difference(ours, QuantizedLinear(weight, None)(x)) < SUMS
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integer_scales_stay_integers_whatever_the_smallest_is(
+    round_nearest: Callable[[Tensor, LayerScheme], QuantizedTensor], symmetric: bool
+) -> None:
+    scheme = layer_scheme("W4A8", activation="per_token", group_size=32, scale="integer", symmetric=symmetric)
+    parts = [Given(name=f"l{i}", weight=round_nearest(weights(seed=i), scheme), bias=None) for i in range(2)]
+    readers, x = Readers(parts, torch.float32), inputs()
+    held: Any = readers.linears[0].product
+    assert len(readers.linears) == 1 and int(held.weight.integers.amin(dim=1).max()) > 1
+    found = torch.cat(list(readers(x, None, Requests.one(len(x), CPU))), dim=1)
+    wanted = torch.cat([QuantizedLinear(part.weight, None)(x) for part in parts], dim=1)
+    assert difference(found, wanted) < SUMS
+
+
+def test_integer_scales_beyond_int8_are_multiplied_as_floats(
+    round_nearest: Callable[[Tensor, LayerScheme], QuantizedTensor],
+) -> None:
+    """As GPTQ can leave them: a code that no weight had when the zero point was chosen."""
+    scheme = layer_scheme("W4A8", activation="per_token", group_size=32, scale="integer", symmetric=False)
+    weight = round_nearest(weights(), scheme)
+    assert weight.zero_point is not None and weight.scale_factor is not None
+    weight.zero_point[:, 0], weight.codes[:, 0] = 2, 15
+    weight.scale[:, 0] = weight.scale_factor[:, 0] * 16
+    readers, x = native(weight), inputs()
+    held: Any = readers.linears[0].product
+    assert held.weight.integers is None
     (ours,) = readers(x, None, Requests.one(len(x), CPU))
     assert difference(ours, QuantizedLinear(weight, None)(x)) < SUMS
 

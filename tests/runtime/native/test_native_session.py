@@ -28,6 +28,7 @@ SCHEMES: list[tuple[str, dict[str, Any]]] = [
     ("FP8_DYNAMIC", {}),
     ("W4A4", {"group_size": 32}),
     ("W4A8_FP", {"group_size": 32, "scale": "shift"}),
+    ("W4A8", {"activation": "per_token", "group_size": 64, "scale": "integer"}),
 ]
 
 
@@ -89,7 +90,7 @@ def test_decoding_continues_a_prefill_in_pieces(
     assert np.quantile(error, 0.5) < 1e-5 and np.sqrt((error**2).mean()) < WORST
 
 
-@pytest.mark.parametrize(("name", "options"), [*SCHEMES[:3], SCHEMES[5]], ids=scheme_id)
+@pytest.mark.parametrize(("name", "options"), [*SCHEMES[:3], SCHEMES[5], SCHEMES[-1]], ids=scheme_id)
 def test_a_sequence_has_the_same_bits_in_any_company(
     make_checkpoint: Callable[..., Any], tokens: np.ndarray, name: str, options: dict[str, Any]
 ) -> None:
