@@ -25,16 +25,18 @@ from qtool.quantize.quantizers.token_weights import TokenWeights
 Progress = Callable[[int, int, str], None]
 Tokens = npt.NDArray[np.int64]
 FITTED, JUDGED = 16, 8  # sequences at most
+FEWEST_JUDGED = 2  # one has no error to hold a change against
 
 
 def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """Calibration tokens [B, T] in what candidates are fitted to and what they are judged on, a quarter of it.
+    """Calibration tokens [B, T] in what candidates are fitted to and what they are judged on, a quarter of it, and two
+    sequences at least.
 
     Raises:
         UsageError: with fewer than four sequences.
     """
-    judged = min(len(tokens) // 4, JUDGED)
-    if judged < 1:
+    judged = min(max(len(tokens) // 4, FEWEST_JUDGED), JUDGED)
+    if len(tokens) < 2 * FEWEST_JUDGED:
         raise UsageError("--sequences", "leaves the planner nothing to judge on", "use 4 or more, better 32")
     return tokens[: min(len(tokens) - judged, FITTED)], tokens[len(tokens) - judged :]
 

@@ -31,18 +31,18 @@ class HeldOutScores:
     def against(self, before: HeldOutScores) -> Change:
         """What has changed: the KL, or where that moves by no more than its error, the cross entropy."""
         kl = _change("KL", self.kl_nats, before.kl_nats)
-        if abs(kl.mean) > kl.error:
+        if abs(kl.mean) > (kl.error or 0.0):
             return kl
         return _change(f"{kl}, loss", self.losses, before.losses)
 
 
 @dataclass(frozen=True)
 class Change:
-    """The mean of paired differences over sequences, and its standard error, which one pair does not have: 0."""
+    """The mean of paired differences over sequences, and its standard error: None of one pair, which is taken as it is."""
 
     what: str
     mean: float
-    error: float
+    error: float | None
 
     @property
     def better(self) -> bool:
@@ -51,13 +51,14 @@ class Change:
     @property
     def proven(self) -> bool:
         """Better by more than the noise."""
-        return self.mean < -self.error
+        return self.mean < -(self.error or 0.0)
 
     def __str__(self) -> str:
-        return f"{self.what} {self.mean:+.4f} ± {self.error:.4f} nats"
+        error = "on one sequence" if self.error is None else f"± {self.error:.4f} nats"
+        return f"{self.what} {self.mean:+.4f} {error}"
 
 
 def _change(what: str, now: Sequence[float], before: Sequence[float]) -> Change:
     differences = [a - b for a, b in zip(now, before, strict=True)]
-    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
+    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
     return Change(what, fmean(differences), error)

@@ -125,6 +125,6 @@ def test_what_is_fitted_is_never_judged() -> None:
     fitted, judged = split(np.arange(40)[:, None])
     assert len(fitted) == 16 and len(judged) == 8 and not set(fitted[:, 0]) & set(judged[:, 0])
     fitted, judged = split(np.arange(4)[:, None])
-    assert (len(fitted), len(judged)) == (3, 1)
+    assert (len(fitted), len(judged)) == (2, 2)
     with pytest.raises(UsageError, match="--sequences"):
         split(np.arange(3)[:, None])

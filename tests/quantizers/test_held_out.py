@@ -31,6 +31,7 @@ def test_the_kl_decides_and_where_it_cannot_the_loss(kl: tuple, losses: tuple, b
 def test_one_sequence_is_compared_as_it_is(kl: float, better: bool) -> None:
     before, now = (HeldOutScores(kl_nats=(value,), losses=(2.0,)) for value in (0.1, kl))
     assert now.against(before).better is now.against(before).proven is better
+    assert str(now.against(before)).endswith("on one sequence")
 
 
 def test_the_words_name_what_decided() -> None:
