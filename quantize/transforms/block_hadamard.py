@@ -29,7 +29,8 @@ def block_for(width: int, widest: int | None = None) -> int:
     for block in BLOCKS:
         if width % block == 0 and block <= (widest or block):
             return block
-    raise InputRefused(f"width {width}", "does not divide by 16", "leave these layers out with --ignore, or use no transform")
+    remedy = "leave these layers out with --ignore, or use no transform"
+    raise InputRefused(f"width {width}", "does not divide by 16", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
