@@ -38,7 +38,7 @@ class HeldOutScores:
 
 @dataclass(frozen=True)
 class Change:
-    """The mean of paired differences over sequences, and its standard error; one pair has none, and is taken as it is."""
+    """The mean of paired differences over sequences and its standard error; one pair has none, and counts as it is."""
 
     what: str
     mean: float
