@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from qtool.errors import InputRefused, UsageError
 
 if TYPE_CHECKING:
     from qtool.quantize.artifacts.recipe import Recipe
+    from qtool.quantize.artifacts.rule import Assignment
     from qtool.quantize.artifacts.statistics import Statistics
     from qtool.quantize.artifacts.weights import WeightSource
     from qtool.quantize.quantizers import QuantizationReport
@@ -158,6 +160,7 @@ def command(
     if rules.kv is not None:
         rules.kv.check_model(source.config)
     assignments = rules.assign(linear_names(source.config))
+    statistics = _statistics(statistics_path, source, rules, assignments, auto=auto)
     notes(source.notes)
     tokens = None
     static = any(a.static_input and (statistics_path is None or a.transform) for a in assignments.values())
@@ -189,7 +192,6 @@ def command(
     float_model, chosen = transformed_model(source, rules, assignments, fitted)
     notes(chosen)
     token_weights = WeighedTokens(fitted).of(float_model, rules, assignments.values())
-    statistics = _statistics(statistics_path, float_model)
     decides = {
         "model": float_model.digest,
         "recipe": rules.to_data(),
@@ -292,11 +294,19 @@ def recipe_of(path: Path | None, preset: dict[str, Any], *, planned: bool) -> Re
     return Recipe.preset(given.pop("scheme"), **given)
 
 
-def _statistics(path: Path | None, source: WeightSource) -> Statistics | None:
+def _statistics(
+    path: Path | None, source: WeightSource, rules: Recipe, assignments: Mapping[str, Assignment], *, auto: bool
+) -> Statistics | None:
     if path is None:
         return None
     from qtool.quantize.artifacts.statistics import Statistics
 
+    if auto or rules.model:
+        why = "has ranges of the model as it is, which a plan, --rotate or --smooth changes"
+        raise UsageError("--statistics", why, "leave it out: ranges are then fitted to the text")
+    if not any(each.static_input and each.transform is None for each in assignments.values()):
+        why = "gives ranges to static activations in front of which nothing is done, and this recipe has none"
+        raise UsageError("--statistics", why, "add --activation per_tensor, or leave it out")
     statistics = Statistics.load(path)
     if statistics.model_digest != source.digest:
         raise InputRefused(path, "was measured on another model", "measure this model, or leave --statistics out")

@@ -140,6 +140,24 @@ def test_static_activations_take_statistics_of_this_model_or_measure(
     assert scales[0] == pytest.approx(scales[1], rel=0.5)  # of two texts
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("--activation", "per_tensor", "--rotate"), "of the model as it is"),
+        (("--activation", "per_tensor", "--auto"), "of the model as it is"),
+        (("--activation", "per_tensor", "--transform", "hadamard"), "this recipe has none"),
+        ((), "this recipe has none"),
+    ],
+    ids=["rotated", "planned", "transformed", "dynamic"],
+)
+def test_statistics_that_nothing_would_read_are_refused_at_once(
+    line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...], words: str
+) -> None:
+    given = ("--scheme", "W8A8", "--quantizer", "rtn", *asked, "--statistics", line / "stats")
+    assert qtool("quantize", line / "model", "-o", tmp_path / "out", *given) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_scoring_text_that_was_calibrated_on_is_refused(line: Path, tmp_path: Path) -> None:
     from qtool.quantize.inputs import builtin_text
 
