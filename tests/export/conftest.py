@@ -21,6 +21,7 @@ from qtool.quantize.artifacts.manifest import Manifest
 from qtool.quantize.artifacts.quantized_tensor import QuantizedTensor
 from qtool.quantize.artifacts.scheme import LayerScheme
 from qtool.quantize.artifacts.store import stage
+from qtool.quantize.quantizers.numerics import choose_grid, encode
 from qtool.quantize.transforms.block_hadamard import BlockHadamard
 from qtool.quantize.transforms.directions import second_moment_of
 from qtool.quantize.transforms.divide_channels import DivideChannels
@@ -65,7 +66,17 @@ class FolderSource:
 
 
 def round_to_nearest(weight: torch.Tensor, scheme: LayerScheme) -> QuantizedTensor:
-    """Plain min-max rounding, enough to make a checkpoint."""
+    """Plain min-max rounding, enough to make a checkpoint; of scales that are small floats or integers, the project's."""
+    if scheme.weight.scale != "float":
+        grid = choose_grid(weight, scheme.weight, mse_clip=False)
+        return QuantizedTensor(
+            codes=encode(weight, grid, scheme.weight),
+            scale=grid.scale,
+            scale_factor=grid.factor,
+            zero_point=grid.zero_point,
+            input_scale=None,
+            scheme=scheme,
+        )
     fmt, (rows, columns) = scheme.weight.format, weight.shape
     group = group_size_of(scheme.weight.granularity) or columns
     blocks = -(-columns // group)

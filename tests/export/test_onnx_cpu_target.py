@@ -16,6 +16,7 @@ COMPUTED = [
         NBits(bits=8, block_size=32, accuracy_level=4),
     ),
     (dict(name="W4A16", scale="shift"), NBits(bits=4, block_size=64, accuracy_level=1)),
+    (dict(name="W4A8", scale="integer", symmetric=False), NBits(bits=4, block_size=64, accuracy_level=4)),
 ]
 REFUSED = [
     (dict(name="W8A8", symmetric=False), "--group-size 64"),

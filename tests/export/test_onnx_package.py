@@ -58,6 +58,17 @@ def test_weight_only_package_computes_the_dequantized_model(
     onnx.checker.check_model(str(folder / "model.onnx"))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integer_scales_become_float_scales(
+    symmetric, tiny_model, source_of, quantize, export, run_logits, torch_logits, ids
+):
+    source = source_of(tiny_model("llama"))
+    scheme = layer_scheme("W4A16", group_size=32, scale="integer", symmetric=symmetric)
+    checkpoint = quantize(source, scheme)
+    folder, _ = export(checkpoint, source)
+    assert relative(run_logits(folder, ids), torch_logits(checkpoint, ids)) <= 1e-5
+
+
 @pytest.mark.parametrize("scheme", [W4A8, W8A8], ids=str)
 def test_int8_activations_compute_what_was_scored(
     scheme, tiny_model, source_of, quantize, export, run_logits, torch_logits, ids
