@@ -66,7 +66,7 @@ class FolderSource:
 
 
 def round_to_nearest(weight: torch.Tensor, scheme: LayerScheme) -> QuantizedTensor:
-    """Plain min-max rounding, enough to make a checkpoint; of scales that are small floats or integers, the project's."""
+    """Plain min-max rounding, enough to make a checkpoint; where scales are not plain floats, the project's own."""
     if scheme.weight.scale != "float":
         grid = choose_grid(weight, scheme.weight, mse_clip=False)
         return QuantizedTensor(
