@@ -39,6 +39,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rotate + RRS, published": {**ROTATE, "transform": "hadamard", "runtime_smooth": "published"},
     "rotate + RRS, frozen": {**ROTATE, "transform": "hadamard", "runtime_smooth": "frozen"},
     **{f"QUAD {rank}": {"transform": "quad", "rank": rank} for rank in (8, 16, 24, 32, 64)},
+    **{f"QUAD {rank} + RRS": {"transform": "quad", "rank": rank, "runtime_smooth": "robust"} for rank in (16, 32)},
+    "QUAD 16 + RRS, frozen": {"transform": "quad", "rank": 16, "runtime_smooth": "frozen"},
     **{f"{PLANNER} {bits}": {"max_bits": bits, **WEIGHED} for bits in (4.9, 5.3, 8.7)},
     **{f"{PLANNER} {bits}, tokens alike": {"max_bits": bits} for bits in (4.9, 5.3)},
     **{f"{PLANNER} {bits}, mixed": {"max_bits": bits, "mixed": True, **WEIGHED} for bits in (4.9, 5.3)},

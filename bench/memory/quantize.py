@@ -49,6 +49,14 @@ CASES: dict[str, tuple[bool, tuple[str, ...]]] = {
     "untied float head, GPTQ": (False, ("--scheme", "W4A16")),
     "untied head W8A8, rotated": (False, ("--scheme", "W4A8", "--rotate")),
     "tied head W8A8, RTN": (True, ("--scheme", "W4A8", "--quantizer", "rtn")),
+    "QUAD 16": (True, ("--scheme", "W4A4", "--transform", "quad", "--rank", "16")),
+    "Hadamard, frozen factors": (
+        True,
+        ("--scheme", "W4A4", "--transform", "hadamard", "--runtime-smooth", "frozen", "--smooth", "none"),
+    ),
+    "low rank 16": (True, ("--scheme", "W4A8", "--low-rank", "16")),
+    "smooth": (True, ("--scheme", "W8A8", "--smooth", "0.5")),
+    "static": (True, ("--scheme", "W8A8", "--activation", "per_tensor", "--transform", "quad", "--rank", "16")),
 }
 
 

@@ -222,12 +222,11 @@ def _group_bytes(
     rows = sum(model.matrix(name)[0] for name in names)
     earlier = [f"{BLOCKS}0.{path}" for g in model.groups[: model.groups.index(group)] for path in g]
     codes = sum(prod(model.matrix(name)) for name in (*earlier, *names))
-    stacked = 4 * rows * columns * (len(group) > 1 or not calibrated)
+    transformed = any(a.transform or a.frozen_smooth for a in mine)
+    stacked = 4 * rows * columns * ((len(group) > 1 or not calibrated) + transformed)
     largest = max(model.matrix(name)[0] for name in names)
     # The piece that is rounded, permuted, as it is worked on, its codes and their error; or the error of the whole.
     rounding = max(16 * min(rows, ROWS_AT_ONCE) * columns, 12 * largest * columns)
-    if any(a.transform or a.frozen_smooth for a in mine):
-        rounding = max(rounding, 20 * rows * columns)
     if any(a.low_rank for a in mine):
         rounding = max(rounding, 32 * largest * columns)
     if not calibrated:
@@ -235,8 +234,7 @@ def _group_bytes(
     moment = 8 * columns**2 if any(a.needs_calibration for a in mine) else 0
     activations = 4 * calibration.batch * (3 * _widest(model) + 4 * int(model.config["hidden_size"]))
     steps = (moment // 2 + activations, moment + stacked, moment // 2 + stacked + rounding, activations)
-    turned = moment if any(a.transform or a.frozen_smooth for a in mine) else 0  # the moment of the transformed input
-    return _block_bytes(model) + codes + moment + turned + max(steps)
+    return _block_bytes(model) + codes + moment + max(steps)
 
 
 def _head_bytes(model: FloatModel, assignments: Mapping[str, Assignment]) -> int:

@@ -44,6 +44,7 @@ def quantize_linears(
     inputs: Inputs | None = None,
     *,
     output_errors: bool = True,
+    last_use: bool = False,
 ) -> dict[str, QuantizedLayer]:
     """Quantize linears that read one input.
 
@@ -59,6 +60,7 @@ def quantize_linears(
         seed: of random rotations.
         inputs: hands the shared input [b, T, K] to a function, batch by batch; for frozen smoothing.
         output_errors: report them, which takes about as long as GPTQ; trials measure their own.
+        last_use: the Hessian may be overwritten.
     """
     site = f"{assignments[0].module}.input"
     alike: dict[object, list[Assignment]] = {}
@@ -68,7 +70,7 @@ def quantize_linears(
             key = (assignment.scheme, assignment.quantizer, assignment.options, assignment.transform, smooth)
             alike.setdefault(key, []).append(assignment)
     done: dict[str, QuantizedLayer] = {}
-    for members in alike.values():
+    for number, members in enumerate(alike.values(), start=1):
         first = members[0]
         assert first.scheme is not None
         stacked = torch.cat([weights[m.module] for m in members]) if len(members) > 1 else weights[first.module]
@@ -78,7 +80,9 @@ def quantize_linears(
             transform = _smoothed(transform, first.scheme, stacked.shape[1], inputs)
             kind = f"{kind} smooth{group_size_of(first.scheme.weight.granularity)}".lstrip()
         main, side = (stacked, None) if transform is None else transform.weight(stacked)
-        moment = hessian if transform is None or hessian is None else transform.second_moment(hessian)
+        moment = hessian
+        if transform is not None and hessian is not None:
+            moment = transform.second_moment(hessian, inplace=last_use and number == len(alike))
         outcome = QUANTIZERS[first.quantizer].quantize(main, moment, first.scheme.weight, first.options)
         start = 0
         for member in members:

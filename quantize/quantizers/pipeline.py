@@ -215,7 +215,10 @@ class _Run:
                     hessian = Hessian(modules[0], self._token_weights.of(modules[0]))
                     inputs(hessian.add)
                 weights = {prefix + path: block.get_parameter(f"{path}.weight").data for path in group}
-                layers = with_input_scales(self._quantize(modules, hessian, inputs, weights), inputs)
+                last_use = not any(module in refined for module in modules)
+                layers = with_input_scales(
+                    self._quantize(modules, hessian, inputs, weights, last_use=last_use), inputs
+                )
                 _install(block, prefix, layers)
                 done |= layers
                 for module in [module for module in modules if module in refined]:
@@ -243,13 +246,17 @@ class _Run:
         hessian: Hessian | None,
         inputs: Inputs | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        *,
+        last_use: bool = False,
     ) -> dict[str, QuantizedLayer]:
         """Quantize the linears that read one input, reading their weights from the source where they are not given."""
         assignments = [self._assignments[module] for module in modules]
         matrix = None if hessian is None else hessian.matrix()
 
         def quantize(given: Mapping[str, Tensor]) -> dict[str, QuantizedLayer]:
-            return quantize_linears(assignments, given, matrix, self._input_scales, self._seed, inputs)
+            return quantize_linears(
+                assignments, given, matrix, self._input_scales, self._seed, inputs, last_use=last_use
+            )
 
         piece = HEAD_PIECE_ELEMENTS * (1 if hessian is None else HEAD_PIECES_PER_FACTOR)
         pieces = list(row_pieces(self._shards.shape(modules[0]), piece=piece))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qtool.errors import InputRefused
 from qtool.kernels.hadamard import apply, hadamard_plan, random_signs
+from qtool.quantize.transforms.in_rows import computed_in_float64, turn_both_sides
 from qtool.quantize.transforms.site_transform import Parts
 
 BLOCKS = (64, 32, 16)
@@ -78,10 +79,10 @@ class BlockHadamard:
         return self.rotate(x), None
 
     def weight(self, weight: Tensor) -> Parts:
-        return self.rotate(weight.double()).to(torch.float32), None
+        return computed_in_float64(weight, self.rotate), None
 
-    def second_moment(self, hessian: Tensor) -> Tensor:
-        return self.rotate(self.rotate(hessian.double()).T.contiguous())
+    def second_moment(self, hessian: Tensor, *, inplace: bool = False) -> Tensor:
+        return turn_both_sides(hessian if inplace else hessian.clone(), self.rotate)
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"signs": self.signs.to(torch.int8)}

@@ -43,7 +43,7 @@ def leading_directions(second_moment: Tensor, rank: int) -> Tensor:
     width = len(second_moment)
     if not 1 <= rank <= width:
         raise InputRefused(f"rank {rank}", f"is not between 1 and the width {width}", "choose another rank")
-    if not bool(torch.isfinite(second_moment).all()):
+    if not bool(torch.isfinite(second_moment.sum())):  # elementwise would take another matrix of its size
         raise InputRefused("second moment", "is not finite", "calibrate again")
     found = _usual_directions(second_moment) if rank <= USUAL_RANK else _largest(second_moment.double(), rank)
     return with_fixed_signs(found[:, :rank])

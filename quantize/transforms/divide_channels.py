@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
+from qtool.quantize.transforms.in_rows import computed_in_float64
 from qtool.quantize.transforms.site_transform import Parts
 
 
@@ -43,11 +43,12 @@ class DivideChannels:
         return x / self.factors, None
 
     def weight(self, weight: Tensor) -> Parts:
-        return (weight.double() * self.factors.double()).to(torch.float32), None
-
-    def second_moment(self, hessian: Tensor) -> Tensor:
         factors = self.factors.double()
-        return hessian.double() / factors / factors.unsqueeze(-1)
+        return computed_in_float64(weight, lambda rows: rows * factors), None
+
+    def second_moment(self, hessian: Tensor, *, inplace: bool = False) -> Tensor:
+        factors = self.factors.double()
+        return (hessian if inplace else hessian.clone()).div_(factors).div_(factors.unsqueeze(-1))
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"factors": self.factors}

@@ -53,7 +53,7 @@ def low_rank(error: Tensor, rank: int, hessian: Tensor | None = None, *, damp: f
     if not 1 <= rank <= min(rows, columns):
         raise InputRefused(f"rank {rank}", f"does not fit a weight of {rows} × {columns}", "choose a smaller rank")
     e = error.double()
-    weighted = e if hessian is None else e @ _damped(hessian, damp)
+    weighted = e if hessian is None else torch.addmm(e, e, hessian, beta=damp * float(hessian.diagonal().mean()))
     if rows <= columns:
         gram = weighted @ e.T
         up = leading_directions((gram + gram.T) / 2, rank)
@@ -67,11 +67,6 @@ def _tall_directions(e: Tensor, weighted: Tensor, rank: int) -> Tensor:
     q, r = torch.linalg.qr(e)
     gram = (q.T @ weighted) @ r.T
     return with_fixed_signs(q @ leading_directions((gram + gram.T) / 2, rank))
-
-
-def _damped(hessian: Tensor, damp: float) -> Tensor:
-    level = damp * hessian.diagonal().mean()
-    return hessian.double() + torch.diag(level.expand(len(hessian)))
 
 
 @dataclass(frozen=True, kw_only=True)

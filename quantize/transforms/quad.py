@@ -26,6 +26,7 @@ from qtool.errors import InputRefused
 from qtool.kernels.side_gemm import side_columns
 from qtool.quantize.transforms.block_hadamard import BlockHadamard
 from qtool.quantize.transforms.directions import leading_directions
+from qtool.quantize.transforms.in_rows import computed_in_float64, make_symmetric
 from qtool.quantize.transforms.site_transform import Parts
 
 STORED = torch.float16
@@ -65,18 +66,17 @@ class Quad:
         return self.rotation.rotate(x - side @ self.directions.T), side
 
     def weight(self, weight: Tensor) -> Parts:
-        p, w = self.directions.double(), weight.double()
-        coordinates = w @ p
-        side = 2 * coordinates - coordinates @ (p.T @ p)
-        main = self.rotation.rotate(w - coordinates @ p.T)
-        return main.to(torch.float32), side.to(torch.float32)
-
-    def second_moment(self, hessian: Tensor) -> Tensor:
         p = self.directions.double()
-        half = hessian.double() - (hessian.double() @ p) @ p.T
-        rest = half - p @ (p.T @ half)
+        to_side = p @ (2 * torch.eye(self.side_width, dtype=p.dtype) - p.T @ p)
+        main = computed_in_float64(weight, lambda w: self.rotation.rotate(w - (w @ p) @ p.T))
+        return main, computed_in_float64(weight, lambda w: w @ to_side, self.side_width)
+
+    def second_moment(self, hessian: Tensor, *, inplace: bool = False) -> Tensor:
+        p, rest = self.directions.double(), hessian if inplace else hessian.clone()
+        rest.addmm_(rest @ p, p.T, alpha=-1)
+        rest.addmm_(p, p.T @ rest, alpha=-1)
         # Rounding leaves tiny asymmetries that a Cholesky factorisation would see.
-        return self.rotation.second_moment((rest + rest.T) / 2)
+        return self.rotation.second_moment(make_symmetric(rest), inplace=True)
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {"directions": self.directions.to(STORED), **self.rotation.to_tensors()}

@@ -45,8 +45,8 @@ class ThenDivide:
         main, side = self.first.weight(weight)
         return self.division.weight(main)[0], side
 
-    def second_moment(self, hessian: Tensor) -> Tensor:
-        return self.division.second_moment(self.first.second_moment(hessian))
+    def second_moment(self, hessian: Tensor, *, inplace: bool = False) -> Tensor:
+        return self.division.second_moment(self.first.second_moment(hessian, inplace=inplace), inplace=True)
 
     def to_tensors(self) -> dict[str, Tensor]:
         return {**self.first.to_tensors(), **self.division.to_tensors()}

@@ -23,6 +23,7 @@ from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.inputs import Tokens, open_model
 from qtool.quantize.measure import Text, measure
 from qtool.quantize.quantizers import QuantizationReport, quantize_model
+from qtool.quantize.quantizers.layers import quantize_linears
 from qtool.quantize.transforms.model_transforms import Context, transform_model
 from qtool.runtime.reference import ReferenceSession
 
@@ -269,3 +270,33 @@ def test_one_input_divided_in_groups_of_two_sizes(tiny_model: Make, tmp_path: Pa
     assert found[0] is not None and found[1] is not None and found[0][0] != found[1][0]
     coarse, fine = (transform.to_tensors()["factors"] for _, transform in found if transform is not None)
     assert not torch.equal(coarse, fine)
+
+
+@pytest.mark.parametrize("kinds", [("quad", "quad"), ("quad", "hadamard"), ("hadamard", "quad"), ("quad", "nothing")])
+def test_a_second_moment_that_is_given_away_gives_the_same_codes(kinds: tuple[str, ...]) -> None:
+    names = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj")
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(32, 64, generator=generator) for name in names}
+    x = torch.randn(300, 64, generator=generator) * torch.linspace(1, 9, 64)
+
+    rules: dict[str, dict[str, Any]] = {
+        "quad": {"transform": "quad", "rank": 4},
+        "hadamard": {"transform": "hadamard"},
+        "nothing": {},
+    }
+
+    def codes(moment: torch.Tensor, *, last_use: bool) -> list[torch.Tensor]:
+        assignments = [
+            Recipe.preset("W4A8", group_size=32, lm_head="float", **rules[kind])
+            .assign([name, "lm_head"])[name]
+            for name, kind in zip(names, kinds, strict=True)
+        ]
+        done = quantize_linears(assignments, weights, moment, {}, last_use=last_use)
+        return [done[name].tensor.codes for name in names]
+
+    moment = (x.T @ x).double()
+    kept, given = moment.clone(), moment.clone()
+    expected = codes(kept, last_use=False)
+    assert torch.equal(kept, moment)
+    for found, wanted in zip(codes(given, last_use=True), expected, strict=True):
+        assert torch.equal(found, wanted)

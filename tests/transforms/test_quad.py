@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtool.errors import InputRefused
 from qtool.kernels.hadamard import hadamard_plan
+from qtool.quantize.transforms import in_rows
 from qtool.quantize.transforms.block_hadamard import BlockHadamard, block_for
 from qtool.quantize.transforms.directions import leading_directions, second_moment_of
 from qtool.quantize.transforms.divide_channels import DivideChannels
@@ -66,6 +67,28 @@ def test_second_moments_follow_without_new_data(name: str) -> None:
     expected = second_moment_of(transform.input(x)[0])
     assert float((found - expected).norm() / expected.norm()) < 1e-4  # what float32 inputs leave of a massive token
     assert found.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_second_moments_may_be_transformed_in_their_place(name: str) -> None:
+    transform, given = MAKERS[name](WIDTH), second_moment_of(_inputs())
+    kept, taken = given.clone(), given.clone()
+    found = transform.second_moment(kept)
+    assert torch.equal(kept, given)
+    in_place = transform.second_moment(taken, inplace=True)
+    assert in_place.data_ptr() == taken.data_ptr()
+    assert torch.equal(in_place, found)
+
+
+@pytest.mark.parametrize("pieces", [7, WIDTH, 40 * WIDTH])
+def test_large_matrices_in_pieces_are_what_they_are_in_one(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, x, weight = MAKERS["quad"](WIDTH), _inputs(), _random(50, WIDTH, seed=5)
+    moment, whole = transform.second_moment(second_moment_of(x)), transform.weight(weight)
+    monkeypatch.setattr(in_rows, "ELEMENTS", pieces)
+    torch.testing.assert_close(transform.second_moment(second_moment_of(x)), moment, rtol=1e-9, atol=1e-9)
+    assert torch.equal(moment, moment.T) or float((moment - moment.T).abs().max()) < 1e-9 * float(moment.abs().max())
+    for found, expected in zip(transform.weight(weight), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MAKERS)
