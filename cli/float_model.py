@@ -45,7 +45,7 @@ def transformed_model(
 
 
 def _measured(tokens: Tokens | None, source: WeightSource) -> Statistics:
-    """Statistics of a model on the calibration text."""
+    """Statistics of a model's blocks on the calibration text."""
     import numpy as np
 
     from qtool.quantize.measure import Text, measure
@@ -57,4 +57,4 @@ def _measured(tokens: Tokens | None, source: WeightSource) -> Statistics:
         domain_of=np.zeros(len(tokens.ids), dtype=np.int64),
         sha256=tokens.text_sha256,
     )
-    return measure(source, text, progress=lambda done, total, name: None).statistics
+    return measure(source, text, progress=lambda done, total, name: None, logits=False).statistics

@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from qtool.errors import InputRefused
 from qtool.quantize.architectures import architecture_of
 from qtool.quantize.artifacts.experts import unpack_experts
-from qtool.quantize.artifacts.weights import WeightSource
+from qtool.quantize.artifacts.weights import WeightSource, read_rows_of
 
+Rows = Callable[[Tensor], Tensor]
 # Of the families that qtool quantizes; other families' names are in their Spine.
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
@@ -60,29 +61,36 @@ def load_network(source: WeightSource, *, skip: frozenset[str] = frozenset()) ->
 
 
 class NetworkShell:
-    """A network whose blocks are filled only while they are used.
+    """A network whose blocks are filled only while they are used, and of whose embedding only a text's rows are read.
 
     Args:
         source: the model.
-        without: modules outside the blocks that stay on the meta device, because the caller needs them not at all or
-            not whole.
+        head: fill the head, too; a tied one is as large as the embedding.
+        embedded: the embedding that will run, by row: int64 numbers [n], rising, to rows [n, d]; None: the source's.
 
     Attributes:
-        network: the network; the embedding, final norm and head are filled, the blocks are on the meta device.
+        network: the network; the final norm, and what else is outside the blocks, is filled, the blocks and the
+            embedding are on the meta device.
         blocks: the decoder blocks, in order.
         spine: the names of what lies outside the blocks.
     """
 
-    def __init__(self, source: WeightSource, *, without: Sequence[str] = ()) -> None:
+    def __init__(self, source: WeightSource, *, head: bool = False, embedded: Rows | None = None) -> None:
         self.source = source
+        self._embedded = self._read_rows if embedded is None else embedded
         self.network = build_on_meta(source)
         _check_names(self.network, source)
         self.spine = architecture_of(source.config).spine
         self.blocks: nn.ModuleList = self.network.get_submodule(self.spine.blocks)
         self._names = _parameter_names(self.network)
+        embedding = f"{self.spine.embedding}.weight"
+        unwanted = {embedding} if head else {embedding, f"{self.spine.head}.weight"}
         for name in self._names:
-            if not name.startswith(f"{self.spine.blocks}.") and name.removesuffix(".weight") not in without:
+            if not name.startswith(f"{self.spine.blocks}.") and name not in unwanted:
                 fill(self.network, name, source)
+        if head and f"{self.spine.head}.weight" not in self._names:
+            tied = nn.Parameter(torch.from_numpy(source.read(embedding)), requires_grad=False)
+            self.network.get_output_embeddings()._parameters["weight"] = tied
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -100,21 +108,43 @@ class NetworkShell:
         """The full name of block `index`: "model.layers.3"."""
         return f"{self.spine.blocks}.{index}"
 
-    def block_inputs(self, tokens: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
-        """What the network hands its blocks for tokens [B, T].
+    def block_inputs(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, list[dict[str, Any]]]]:
+        """What the network hands its blocks for batches of tokens [B, T].
 
         Returns:
-            The hidden states [B, T, d] that enter the first block, and per block its keyword arguments (rotary
-            embeddings, mask), which differ where blocks attend differently.
+            For each batch the hidden states [B, T, d] that enter the first block, and per block its keyword arguments
+            (rotary embeddings, mask), which differ where blocks attend differently.
         """
         caught: list[tuple[Tensor, dict[str, Any]]] = []
+        found: list[tuple[Tensor, list[dict[str, Any]]]] = []
+        # The text's own vocabulary, renumbered: a table of only the rows that it needs gives the same vectors.
+        vocabulary = torch.unique(torch.cat([batch.flatten() for batch in batches]))
         parent, leaf = parent_of(self.network, self.spine.blocks)
         setattr(parent, leaf, nn.ModuleList([_Catcher(block, caught) for block in self.blocks]))
         try:
-            self.network.base_model(input_ids=tokens, use_cache=False)
+            with self._table(self._embedded(vocabulary)):
+                for batch in batches:
+                    numbered = torch.searchsorted(vocabulary, batch)
+                    self.network.base_model(input_ids=numbered, use_cache=False)
+                    found.append((caught[0][0], [kwargs for _, kwargs in caught]))
+                    caught.clear()
         finally:
             setattr(parent, leaf, self.blocks)
-        return caught[0][0], [kwargs for _, kwargs in caught]
+        return found
+
+    @contextmanager
+    def _table(self, rows: Tensor) -> Iterator[None]:
+        """These rows as the embedding's weight."""
+        embedding: Any = self.network.get_input_embeddings()
+        nothing, embedding.padding_idx = embedding.weight, None
+        embedding.weight = nn.Parameter(rows, requires_grad=False)
+        try:
+            yield
+        finally:
+            embedding.weight = nothing
+
+    def _read_rows(self, numbers: Tensor) -> Tensor:
+        return torch.from_numpy(read_rows_of(self.source, f"{self.spine.embedding}.weight", numbers.numpy()))
 
 
 class _Catcher(nn.Module):

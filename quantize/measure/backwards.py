@@ -26,7 +26,7 @@ class Passage:
     """A text and its hidden states at the entrance of every block so far, and behind the last.
 
     Args:
-        shell: the network, with its embedding.
+        shell: the network.
         tokens: int64 [B, T].
     """
 

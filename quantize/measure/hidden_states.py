@@ -18,7 +18,7 @@ class HiddenStates:
     """Hidden states of every sequence at the entrance of the current block.
 
     Args:
-        shell: the network; its embedding must already be what will run.
+        shell: the network.
         batches: token ids int64 [b, T] of every batch.
 
     Attributes:
@@ -31,8 +31,7 @@ class HiddenStates:
         self.batch = 0
         self.hidden: list[Tensor] = []
         self._kwargs: list[list[dict[str, Any]]] = []
-        for batch in batches:
-            hidden, kwargs = shell.block_inputs(batch)
+        for hidden, kwargs in shell.block_inputs(batches):
             self.hidden.append(hidden)
             self._kwargs.append(kwargs)
 

@@ -85,7 +85,7 @@ def _added_errors(
     tokens: npt.NDArray[np.int64],
     progress: Progress,
 ) -> dict[str, AddedError]:
-    shell = NetworkShell(checkpoint, without=() if checkpoint.tied else (HEAD,))
+    shell = NetworkShell(checkpoint)
     states = HiddenStates(shell, in_batches(torch.from_numpy(tokens)))
     found: dict[str, AddedError] = {}
     for index in range(len(shell.blocks)):

@@ -61,6 +61,7 @@ def measure(
     shard: tuple[int, int] = (0, 1),
     gram: bool = False,
     stream_only: bool = False,
+    logits: bool = True,
     journal: PassJournal | None = None,
 ) -> Pass:
     """Measure a float model's activations.
@@ -72,6 +73,7 @@ def measure(
         shard: (i, n): the i-th of n parts of the text, from 0; merged, they are what one pass over all gives.
         gram: also XᵀX of what GEMMs read.
         stream_only: no sites inside the blocks, and no logits.
+        logits: measure them, too, which takes the whole head in memory.
         journal: keeps every finished block; None when nothing is to be kept.
 
     Raises:
@@ -80,17 +82,25 @@ def measure(
     """
     with torch.no_grad():
         batches = cut(text.ids, text.domains, text.domain_of, shard)
-        return _Pass(source, text, batches, gram=gram, stream_only=stream_only).run(progress, journal)
+        logits = logits and not stream_only
+        return _Pass(source, text, batches, gram=gram, stream_only=stream_only, logits=logits).run(progress, journal)
 
 
 class _Pass:
     def __init__(
-        self, source: WeightSource, text: Text, batches: list[Batch], *, gram: bool, stream_only: bool
+        self,
+        source: WeightSource,
+        text: Text,
+        batches: list[Batch],
+        *,
+        gram: bool,
+        stream_only: bool,
+        logits: bool,
     ) -> None:
         row = architecture_of(source.config)
         self._source, self._text, self._batches = source, text, batches
         self._sites = () if stream_only else SITES[row.model_type]
-        self._stream_only = stream_only
+        self._stream_only, self._logits = stream_only, logits
         self._sampling = Sampling.for_tokens(text.ids.size)
         sizes = {str(symbol): size for symbol, size in symbol_sizes(source.config, row).items()}
         self._recorder = Recorder(
@@ -100,7 +110,7 @@ class _Pass:
             sizes=sizes,
             experts=expert_count(source.config),
         )
-        self._shell = NetworkShell(source)
+        self._shell = NetworkShell(source, head=logits)
         self._states = HiddenStates(self._shell, [torch.from_numpy(batch.tokens) for batch in batches])
 
     def run(self, progress: Progress, journal: PassJournal | None) -> Pass:
@@ -154,12 +164,12 @@ class _Pass:
         before, logits = f"{spine.final_norm}.output", f"{spine.head}.output"
         self._recorder.expect(before, "stream")
         self._recorder.aliases[f"{spine.head}.input"] = before
-        if not self._stream_only:
+        if self._logits:
             self._recorder.expect(logits, "output")
         for batch in self._in_turn():
             hidden = norm(self._states.hidden[batch])
             self._recorder.see(before, hidden)
-            for row in range(0 if self._stream_only else len(hidden)):
+            for row in range(len(hidden) if self._logits else 0):
                 self._recorder.see_sequence(logits, head(hidden[row]), row)
         self._recorder.check(spine.final_norm)
         self._recorder.check(spine.head)

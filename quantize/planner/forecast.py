@@ -191,8 +191,7 @@ def _memory(
     if distilled:
         steps["distilling"] = distilling_bytes(model, **text)
     if smooth:
-        head = sum(4 * prod(model.shapes[n]) for n in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if n in model.shapes)
-        steps["smoothing"] = head + _block_bytes(model) + 8 * calibration.batch * _widest(model)
+        steps["smoothing"] = _block_bytes(model) + 8 * calibration.batch * _widest(model)
     largest = max(steps, key=lambda step: steps[step])
     parts[largest] = steps[largest]
     return Memory(peak=sum(parts.values()), parts=parts)

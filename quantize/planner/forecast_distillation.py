@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from qtool.quantize.planner.forecast_size import BLOCKS, EMBEDDING, HEAD, FloatModel
+from qtool.quantize.planner.forecast_size import BLOCKS, HEAD, FloatModel
 
 HELD_BACK = 8  # as quantizers/distill.py
 SCALES_BYTES = 4 * 4  # a scale's shift, gradient and Adam's two moments
@@ -25,17 +25,17 @@ def distilling_operations(model: FloatModel, options: Mapping[str, Any], *, sequ
 
 
 def distilling_bytes(model: FloatModel, *, sequences: int, length: int) -> int:
-    """What it holds: the quantized model in float32, the float model's ends and last hidden states, and one sequence
+    """What it holds: the quantized model in float32, the float model's head and last hidden states, and one sequence
     with what its backward pass needs."""
     width = int(model.config["hidden_size"])
     whole = sum(4 * prod(shape) for shape in model.shapes.values())
-    ends = sum(4 * prod(model.shapes[n]) for n in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if n in model.shapes)
+    head = 4 * prod(model.matrix(HEAD))
     states = 4 * sequences * length * width
     vocabulary = model.matrix(HEAD)[0]
     block = [shape for name, shape in model.shapes.items() if name.startswith(f"{BLOCKS}0.")]
     activations = 4 * length * model.blocks * (6 * max(max(shape) for shape in block) + 12 * width)
     scales = SCALES_BYTES * _matrices(model) // 32
-    return whole + ends + states + LOGITS * 4 * length * vocabulary + activations + scales
+    return whole + head + states + LOGITS * 4 * length * vocabulary + activations + scales
 
 
 def _matrices(model: FloatModel) -> int:

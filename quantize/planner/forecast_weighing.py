@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from qtool.quantize.planner.forecast_size import BLOCKS, EMBEDDING, HEAD, FloatModel
+from qtool.quantize.planner.forecast_size import BLOCKS, HEAD, FloatModel
 
 STATES_BYTES = 2**28  # as quantizers/token_weights.py
 HEAD_ROWS = 256  # as measure/backwards.py
@@ -18,7 +18,7 @@ def weighing_operations(model: FloatModel, *, sequences: int, length: int) -> fl
 
 
 def weighing_bytes(model: FloatModel, *, sequences: int, length: int, batch: int) -> int:
-    """What it holds: embedding and head, the hidden states of some sequences, and a block with a batch's activations.
+    """What it holds: the head, the hidden states of some sequences, and a block with a batch's activations.
 
     Args:
         model: the float model.
@@ -28,8 +28,7 @@ def weighing_bytes(model: FloatModel, *, sequences: int, length: int, batch: int
     width = int(model.config["hidden_size"])
     states = 4 * length * width * (model.blocks + 1)
     together = min(sequences, max(1, STATES_BYTES // states))
-    ends = sum(4 * prod(model.shapes[n]) for n in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if n in model.shapes)
     rows = 16 * HEAD_ROWS * model.matrix(HEAD)[0]
     block = [shape for name, shape in model.shapes.items() if name.startswith(f"{BLOCKS}0.")]
     activations = 4 * batch * (8 * max(max(shape) for shape in block) + 16 * width)
-    return ends + together * states + max(rows, 4 * sum(map(prod, block)) + activations)
+    return 4 * prod(model.matrix(HEAD)) + together * states + max(rows, 4 * sum(map(prod, block)) + activations)

@@ -34,23 +34,13 @@ class Calibration:
     """The calibration text at the entrance of the current block.
 
     Args:
-        shell: the network, without an embedding.
+        shell: the network.
         tokens: int64 [B, T].
-        embedded: the embedding that will run, by row: int64 numbers [n], rising, to rows [n, d].
     """
 
-    def __init__(
-        self, shell: NetworkShell, tokens: npt.NDArray[np.int64], embedded: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, shell: NetworkShell, tokens: npt.NDArray[np.int64]) -> None:
         self.shell = shell
-        # The text's own vocabulary, renumbered: a table of only the rows that it needs gives the same vectors.
-        vocabulary, numbered = np.unique(tokens, return_inverse=True)
-        embedding = shell.network.get_input_embeddings()
-        embedding.padding_idx = None
-        embedding.weight = nn.Parameter(embedded(torch.from_numpy(vocabulary)), requires_grad=False)
-        renumbered = torch.from_numpy(numbered.reshape(tokens.shape).astype(np.int64))
-        self._states = HiddenStates(shell, in_batches(renumbered))
-        embedding.to("meta")
+        self._states = HiddenStates(shell, in_batches(torch.from_numpy(tokens)))
         self._replays: list[_Replay] = []
 
     @property

@@ -55,7 +55,7 @@ class FloatPredictions:
     """
 
     def __init__(self, source: WeightSource, tokens: Tokens) -> None:
-        shell = NetworkShell(source)
+        shell = NetworkShell(source, head=True)
         with torch.no_grad():
             states = HiddenStates(shell, [torch.from_numpy(row[None]) for row in tokens])
             for index in range(len(shell.blocks)):

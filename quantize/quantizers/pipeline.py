@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from qtool.errors import UsageError
 from qtool.quantize.artifacts.cache_scheme import CacheScheme
 from qtool.quantize.artifacts.checkpoint_writer import CheckpointWriter
-from qtool.quantize.artifacts.network import EMBEDDING, HEAD, NetworkShell, parent_of
+from qtool.quantize.artifacts.network import HEAD, NetworkShell, parent_of
 from qtool.quantize.artifacts.quantized_cache import quantize_cache
 from qtool.quantize.artifacts.rule import Assignment
 from qtool.quantize.artifacts.shared_inputs import SharedInputs
 from qtool.quantize.artifacts.statistics import Statistics
 from qtool.quantize.artifacts.tensor_file import row_pieces
-from qtool.quantize.artifacts.weights import WeightSource, read_rows_of
+from qtool.quantize.artifacts.weights import WeightSource
 from qtool.quantize.quantizers.calibration import Calibration, Inputs
 from qtool.quantize.quantizers.data_needs import DataNeeds, block_prefix
 from qtool.quantize.quantizers.head_rows import CodesInFile, dequantized_rows, divisible, quantize_in_rows
@@ -176,22 +176,20 @@ class _Run:
         return self._ledger.report()
 
     def _calibration(self, head: Mapping[str, QuantizedLayer], tokens: npt.NDArray[np.int64]) -> Calibration:
-        calibration = Calibration(self._shell(), tokens, partial(self._embedded, head))
+        calibration = Calibration(self._shell(head), tokens)
         if self._journal and (hidden := self._journal.hidden()):
             calibration.hidden = hidden
         return calibration
 
-    def _shell(self) -> NetworkShell:
-        shell = NetworkShell(self._source, without=(EMBEDDING, HEAD))
+    def _shell(self, head: Mapping[str, QuantizedLayer]) -> NetworkShell:
+        """The network with the embedding that will run, which is the quantized head where they are tied."""
+        embedded = None
+        if self._shards.tied and head:
+            embedded = partial(dequantized_rows, head[HEAD].tensor)
+        shell = NetworkShell(self._source, embedded=embedded)
         if self._kv is not None:
             quantize_cache(shell.network, self._kv)
         return shell
-
-    def _embedded(self, head: Mapping[str, QuantizedLayer], numbers: Tensor) -> Tensor:
-        """Rows of the embedding that will run, which is the quantized head where they are tied."""
-        if self._shards.tied and head:
-            return dequantized_rows(head[HEAD].tensor, numbers)
-        return torch.from_numpy(read_rows_of(self._source, f"{EMBEDDING}.weight", numbers.numpy()))
 
     def _plain_block(self, index: int) -> dict[str, QuantizedLayer]:
         done: dict[str, QuantizedLayer] = {}

@@ -63,7 +63,7 @@ def test_block_by_block_is_the_whole_network(family: str, tiny_model: Make) -> N
         module.register_forward_hook(note)
     with torch.no_grad():
         theirs(TOKENS)
-        hidden, kwargs = shell.block_inputs(TOKENS)
+        [(hidden, kwargs)] = shell.block_inputs([TOKENS])
         assert torch.equal(hidden, gave[0])
         for index in range(len(shell.blocks)):
             assert all(parameter.is_meta for parameter in shell.blocks[index].parameters())

@@ -127,7 +127,7 @@ def first_block(folder: Path, **rule: Any) -> tuple[nn.Module, dict[str, SignedR
     examples, roundings = [], {}
     with torch.no_grad(), shell.block(0) as filled:
         for row in tokens:
-            hidden, kwargs = shell.block_inputs(row[None])
+            [(hidden, kwargs)] = shell.block_inputs([row[None]])
             target = run_block(filled, hidden, kwargs[0])
             examples.append(Example(hidden=hidden, kwargs=kwargs[0], target=target))
         block = copy.deepcopy(filled)

@@ -22,7 +22,7 @@ TOKENS = torch.arange(60).reshape(2, 30)
 
 def stream_after_embedding(source: WeightSource) -> np.ndarray:
     with torch.no_grad():
-        hidden, _ = NetworkShell(source).block_inputs(TOKENS)
+        [(hidden, _)] = NetworkShell(source).block_inputs([TOKENS])
     return hidden.double().numpy().reshape(-1, hidden.shape[-1])
 
 
