@@ -56,6 +56,8 @@ CASES: dict[str, tuple[bool, tuple[str, ...]]] = {
     ),
     "low rank 16": (True, ("--scheme", "W4A8", "--low-rank", "16")),
     "smooth": (True, ("--scheme", "W8A8", "--smooth", "0.5")),
+    "searched smoothing": (True, ("--scheme", "W8A8", "--smooth", "aqas")),
+    "tokens weighed, untied head": (False, ("--scheme", "W4A8", "--token-weights", "gradient")),
     "static": (True, ("--scheme", "W8A8", "--activation", "per_tensor", "--transform", "quad", "--rank", "16")),
 }
 
