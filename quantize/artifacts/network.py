@@ -61,21 +61,21 @@ def load_network(source: WeightSource, *, skip: frozenset[str] = frozenset()) ->
 
 
 class NetworkShell:
-    """A network whose blocks are filled only while they are used, and of whose embedding only a text's rows are read.
+    """A network whose blocks and head are filled only while they are used, and whose embedding only as far as a text
+    needs it.
 
     Args:
         source: the model.
-        head: fill the head, too; a tied one is as large as the embedding.
         embedded: the embedding that will run, by row: int64 numbers [n], rising, to rows [n, d]; None: the source's.
 
     Attributes:
-        network: the network; the final norm, and what else is outside the blocks, is filled, the blocks and the
-            embedding are on the meta device.
+        network: the network; the blocks, the embedding and the head are on the meta device, the final norm and what
+            else there is are filled.
         blocks: the decoder blocks, in order.
         spine: the names of what lies outside the blocks.
     """
 
-    def __init__(self, source: WeightSource, *, head: bool = False, embedded: Rows | None = None) -> None:
+    def __init__(self, source: WeightSource, *, embedded: Rows | None = None) -> None:
         self.source = source
         self._embedded = self._read_rows if embedded is None else embedded
         self.network = build_on_meta(source)
@@ -83,14 +83,10 @@ class NetworkShell:
         self.spine = architecture_of(source.config).spine
         self.blocks: nn.ModuleList = self.network.get_submodule(self.spine.blocks)
         self._names = _parameter_names(self.network)
-        embedding = f"{self.spine.embedding}.weight"
-        unwanted = {embedding} if head else {embedding, f"{self.spine.head}.weight"}
+        later = tuple(f"{name}." for name in (self.spine.blocks, self.spine.embedding, self.spine.head))
         for name in self._names:
-            if not name.startswith(f"{self.spine.blocks}.") and name not in unwanted:
+            if not name.startswith(later):
                 fill(self.network, name, source)
-        if head and f"{self.spine.head}.weight" not in self._names:
-            tied = nn.Parameter(torch.from_numpy(source.read(embedding)), requires_grad=False)
-            self.network.get_output_embeddings()._parameters["weight"] = tied
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -103,6 +99,26 @@ class NetworkShell:
             yield self.blocks[index]
         finally:
             self.blocks[index].to("meta")
+
+    @contextmanager
+    def head(self) -> Iterator[nn.Module]:
+        """The head with its weights, for the duration of the `with`."""
+        head = self.fill_head()
+        try:
+            yield head
+        finally:
+            head.to("meta")
+
+    def fill_head(self) -> nn.Module:
+        """The head with its weights, for good."""
+        own = [name for name in self._names if name.startswith(f"{self.spine.head}.")]
+        for name in own:
+            fill(self.network, name, self.source)
+        head = self.network.get_submodule(self.spine.head)
+        if not own:
+            tied = torch.from_numpy(self.source.read(f"{self.spine.embedding}.weight"))
+            head._parameters["weight"] = nn.Parameter(tied, requires_grad=False)
+        return head
 
     def block_name(self, index: int) -> str:
         """The full name of block `index`: "model.layers.3"."""

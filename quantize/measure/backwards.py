@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from qtool.quantize.artifacts.network import FINAL_NORM, NetworkShell
 from qtool.quantize.measure.hidden_states import HiddenStates, in_batches
 
-HEAD_ROWS = 256
+HEAD_ROWS = 128
 
 
 class Passage:
@@ -79,21 +79,23 @@ class Passage:
 def at_the_end(shell: NetworkShell, hidden: Sequence[Tensor], seed: int) -> list[Tensor]:
     """∂ Σ log p(label) / ∂ hidden for the last block's outputs [b, T, d], labels drawn from p."""
     norm: nn.Module = shell.network.get_submodule(FINAL_NORM)
-    head: nn.Module = shell.network.get_output_embeddings()
     generator = torch.Generator().manual_seed(seed)
     gradients: list[Tensor] = []
-    for batch in hidden:
-        parts: list[Tensor] = []
-        for rows in torch.split(batch.reshape(-1, batch.shape[-1]), HEAD_ROWS):
-            with torch.enable_grad():
-                leaf = rows.detach().requires_grad_()
-                logits: Tensor = head(norm(leaf))
-                labels = _drawn(logits.detach(), generator)
-                cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
-            assert leaf.grad is not None
-            parts.append(leaf.grad)
-        gradients.append(torch.cat(parts).reshape(batch.shape))
+    with shell.head() as head:
+        for batch in hidden:
+            rows = torch.split(batch.reshape(-1, batch.shape[-1]), HEAD_ROWS)
+            gradients.append(torch.cat([_of_rows(norm, head, each, generator) for each in rows]).reshape(batch.shape))
     return gradients
+
+
+def _of_rows(norm: nn.Module, head: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
+    with torch.enable_grad():
+        leaf = rows.detach().requires_grad_()
+        logits: Tensor = head(norm(leaf))
+        labels = _drawn(logits.detach(), generator)
+        cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:

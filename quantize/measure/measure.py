@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +111,7 @@ class _Pass:
             sizes=sizes,
             experts=expert_count(source.config),
         )
-        self._shell = NetworkShell(source, head=logits)
+        self._shell = NetworkShell(source)
         self._states = HiddenStates(self._shell, [torch.from_numpy(batch.tokens) for batch in batches])
 
     def run(self, progress: Progress, journal: PassJournal | None) -> Pass:
@@ -160,17 +161,19 @@ class _Pass:
     def _final(self) -> None:
         """The final norm, which the head reads, and the logits, one sequence at a time."""
         spine, network = self._shell.spine, self._shell.network
-        norm, head = network.get_submodule(spine.final_norm), network.get_submodule(spine.head)
+        norm: nn.Module = network.get_submodule(spine.final_norm)
         before, logits = f"{spine.final_norm}.output", f"{spine.head}.output"
         self._recorder.expect(before, "stream")
         self._recorder.aliases[f"{spine.head}.input"] = before
         if self._logits:
             self._recorder.expect(logits, "output")
-        for batch in self._in_turn():
-            hidden = norm(self._states.hidden[batch])
-            self._recorder.see(before, hidden)
-            for row in range(len(hidden) if self._logits else 0):
-                self._recorder.see_sequence(logits, head(hidden[row]), row)
+        heads: AbstractContextManager[Any] = self._shell.head() if self._logits else nullcontext()
+        with heads as head:
+            for batch in self._in_turn():
+                hidden = norm(self._states.hidden[batch])
+                self._recorder.see(before, hidden)
+                for row in range(len(hidden) if self._logits else 0):
+                    self._recorder.see_sequence(logits, head(hidden[row]), row)
         self._recorder.check(spine.final_norm)
         self._recorder.check(spine.head)
 

@@ -7,7 +7,7 @@ from math import prod
 from qtool.quantize.planner.forecast_size import BLOCKS, HEAD, FloatModel
 
 STATES_BYTES = 2**28  # as quantizers/token_weights.py
-HEAD_ROWS = 256  # as measure/backwards.py
+HEAD_ROWS = 128  # as measure/backwards.py
 PASSES = 3  # over the blocks: forwards, forwards again, and backwards to the inputs
 
 
@@ -18,7 +18,7 @@ def weighing_operations(model: FloatModel, *, sequences: int, length: int) -> fl
 
 
 def weighing_bytes(model: FloatModel, *, sequences: int, length: int, batch: int) -> int:
-    """What it holds: the head, the hidden states of some sequences, and a block with a batch's activations.
+    """What it holds: the hidden states of some sequences, and the head, or a block with a batch's activations.
 
     Args:
         model: the float model.
@@ -28,7 +28,8 @@ def weighing_bytes(model: FloatModel, *, sequences: int, length: int, batch: int
     width = int(model.config["hidden_size"])
     states = 4 * length * width * (model.blocks + 1)
     together = min(sequences, max(1, STATES_BYTES // states))
-    rows = 16 * HEAD_ROWS * model.matrix(HEAD)[0]
+    vocabulary = model.matrix(HEAD)[0]
+    head = 4 * vocabulary * width + 16 * HEAD_ROWS * vocabulary
     block = [shape for name, shape in model.shapes.items() if name.startswith(f"{BLOCKS}0.")]
     activations = 4 * batch * (8 * max(max(shape) for shape in block) + 16 * width)
-    return 4 * prod(model.matrix(HEAD)) + together * states + max(rows, 4 * sum(map(prod, block)) + activations)
+    return together * states + max(head, 4 * sum(map(prod, block)) + activations)

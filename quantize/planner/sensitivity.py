@@ -73,7 +73,7 @@ def site_inputs(
         keep_fitted: hand out the calibration sequences' inputs too, for ranges and factors that are fitted to them.
         token_weights: of the calibration tokens in the second moments; None: all the same.
     """
-    shell = NetworkShell(source, head=True)
+    shell = NetworkShell(source)
     fitted, judged = (Passage(shell, tokens) for tokens in (calibration, scoring))
     for index in range(len(shell.blocks)):
         with shell.block(index) as block:

@@ -55,7 +55,7 @@ class FloatPredictions:
     """
 
     def __init__(self, source: WeightSource, tokens: Tokens) -> None:
-        shell = NetworkShell(source, head=True)
+        shell = NetworkShell(source)
         with torch.no_grad():
             states = HiddenStates(shell, [torch.from_numpy(row[None]) for row in tokens])
             for index in range(len(shell.blocks)):
@@ -64,6 +64,7 @@ class FloatPredictions:
                         states.hidden[batch] = states.run(block)
             norm = shell.network.get_submodule(FINAL_NORM)
             self._hidden: list[Tensor] = [norm(hidden) for hidden in states.hidden]
+        shell.fill_head()
         self._network: Any = shell.network
         setattr(self._network, self._network.base_model_prefix, _Given(self))
         self.number = 0

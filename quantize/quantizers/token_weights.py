@@ -53,7 +53,7 @@ def gradient_weights(
         seed: of the labels that are drawn.
         progress: (sequences done, sequences, text).
     """
-    shell = NetworkShell(source, head=True)
+    shell = NetworkShell(source)
     per_sequence = 4 * tokens.shape[1] * int(source.config["hidden_size"]) * (len(shell.blocks) + 1)
     at_once = max(1, STATES_BYTES // per_sequence)
     parts: dict[str, list[Tensor]] = {}

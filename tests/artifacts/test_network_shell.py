@@ -1,4 +1,4 @@
-"""A shell reads the rows of the embedding that its text needs, and the head only for whoever asks for it."""
+"""A shell reads the rows of the embedding that its text needs, and the head only while it is used."""
 
 from __future__ import annotations
 
@@ -49,9 +49,14 @@ def test_what_enters_the_blocks_is_what_the_network_hands_them(tiny_model: Make,
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_head_is_there_when_asked_for(tiny_model: Make, tied: bool) -> None:
+def test_the_head_is_there_while_it_is_used(tiny_model: Make, tied: bool) -> None:
     source = open_model(str(tiny_model(tied=tied)))
-    shell, network = NetworkShell(source, head=True), load_network(source)
+    shell, network = NetworkShell(source), load_network(source)
+    for _ in range(2):
+        with shell.head() as head:
+            assert torch.equal(head.get_parameter("weight"), network.get_output_embeddings().weight)
+        assert shell.network.get_output_embeddings().weight.is_meta
+    shell.fill_head()
     assert torch.equal(shell.network.get_output_embeddings().weight, network.get_output_embeddings().weight)
     assert shell.network.get_input_embeddings().weight.is_meta
 
