@@ -64,6 +64,7 @@ def candidates(asked: Recipe, *, widths: Collection[int] = (), mixed: bool = Fal
         unsearched = searches and fields.get("transform") == "quad"
         if not _same(rule, fields) and not unsearched and all(_fits(fields, width) for width in widths):
             found.append(candidate)
+    found.extend(_uncorrected(rule, found))
     other = _OTHER_QUANTIZER[rule.quantizer]
     rounded = tuple(Candidate(name=f"{c.name}, {other}", fields={**c.fields, "quantizer": other}) for c in found)
     return (*found, *rounded, *((*_finer_groups(rule, found), *_eight_bits(rule)) if mixed else ()))
@@ -76,6 +77,17 @@ def _same(rule: Rule, fields: Mapping[str, Any]) -> bool:
 
 def _fits(fields: Mapping[str, Any], width: int) -> bool:
     return fields.get("transform") is None or (width % NARROWEST_BLOCK == 0 and fields.get("rank", 0) <= width)
+
+
+def _uncorrected(asked: Rule, found: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Where a low-rank correction was asked for: every transform without it, so that it has to earn its bits."""
+    if not asked.low_rank:
+        return ()
+    return tuple(
+        Candidate(name=f"{candidate.name}, no low rank", fields={**candidate.fields, "low_rank": 0})
+        for candidate in found
+        if "low_rank" not in candidate.fields and candidate.fields.get("transform", asked.transform)
+    )
 
 
 def _finer_groups(asked: Rule, found: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -37,6 +37,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "refined": ("W4A8", {"quantizer": "autoround"}),
     "per channel": ("W4A8", {"group_size": "channel", "activation": "per_token"}),
     "corrected": ("W4A16", {"low_rank": 16}),
+    "corrected integers": ("W4A8", {"low_rank": 16}),
     "searched": ("W4A8", {"model": ["smooth"], "smooth_search": "aqas"}),
 }
 ASKED = {
@@ -76,6 +77,15 @@ def test_what_was_asked_can_be_left_out_again() -> None:
     plain = {c.name: c for c in candidates(Recipe.preset("W4A8", transform="quad", rank=8))}["plain"]
     assert plain.fields == {"transform": None, "low_rank": 0}
     assert "plain" not in {c.name for c in candidates(Recipe.preset("W4A8"))}
+
+
+def test_a_correction_has_to_earn_its_bits_beside_every_transform() -> None:
+    found = {c.name: c.fields for c in candidates(Recipe.preset("W4A8", lm_head="float", low_rank=16))}
+    assert found["quad 8"] == {"transform": "quad", "rank": 8}  # the correction of the rule stays
+    assert found["quad 8, no low rank"] == {"transform": "quad", "rank": 8, "low_rank": 0}
+    assert "as asked, no low rank" not in found and found["plain"]["low_rank"] == 0
+    asked = Recipe.preset("W4A8", lm_head="float", low_rank=16, transform="hadamard")
+    assert "as asked, no low rank" in {c.name for c in candidates(asked)}
 
 
 def test_finer_groups_are_offered_with_every_transform_where_the_plan_may_mix() -> None:
