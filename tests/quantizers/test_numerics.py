@@ -51,6 +51,18 @@ def test_symmetric_int4_positive_end() -> None:
     assert grid.scale.tolist() == [[1.0]]
 
 
+def test_bitnet_s_int4_of_the_mean_magnitude_has_these_codes() -> None:
+    """BitNet a4.8's step, mean|x| / √7, is no format here (docs/log.md); its codes are the symmetric INT4's."""
+    vector = torch.zeros(1, 32)
+    vector[0, :4] = torch.tensor([0.1, -0.4, 1.2, 3.0])
+    grid = Grid(scale=(vector[:, :4].abs().mean() / 7**0.5).reshape(1, 1), zero_point=None)
+    codes = encode(vector, grid, INT4)[0, :4] - 8.0
+    assert codes.tolist() == [0, -1, 3, 7]
+    assert decode(encode(vector, grid, INT4), grid, INT4)[0, :4].tolist() == pytest.approx(
+        [0, -0.4441, 1.3323, 3.1088], abs=1e-4
+    )
+
+
 def test_asymmetric_int4_by_hand() -> None:
     # Range −2 … 13 gives scale 1 and zero point 2.
     weight = torch.tensor([[-2.0, 13.0, 0.0, 4.4] * 8])
