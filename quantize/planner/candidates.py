@@ -112,8 +112,8 @@ def _eight_bits(asked: Rule) -> tuple[Candidate, ...]:
     return (Candidate(name="W8A8", fields={"scheme": "W8A8", "activation": activation, **shared}),)
 
 
-# Fields of Rule that only schemes with 4-bit weights or activations have.
-_FOUR_BITS_ALONE: Mapping[str, Any] = {"activation_clip": None, "runtime_smooth": None, "scale": None}
+# Fields of Rule that only schemes with 4-bit weights or activations have, or have a use for.
+_FOUR_BITS_ALONE: Mapping[str, Any] = {"activation_clip": None, "runtime_smooth": None, "scale": None, "low_rank": 0}
 
 
 def assignments_by_candidate(
